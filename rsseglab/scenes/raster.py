@@ -186,7 +186,7 @@ class ArraySource:
 def differs(pixels: Array, nodata: float) -> NDArray[np.bool_]:
     """Where a pixel holds data: any band differs from nodata (GDAL's convention), or no band is NaN."""
     if np.isnan(nodata):
-        return ~np.isnan(pixels).any(axis=0)
+        return np.asarray(~np.isnan(pixels).any(axis=0))
     return np.asarray((pixels != nodata).any(axis=0))
 
 

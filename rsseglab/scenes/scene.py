@@ -91,7 +91,7 @@ class Scene:
     def _check(self) -> None:
         if len(self.bands) != self.count:
             raise UserError(
-                f"scene {self.name} has {self.count} bands but {len(self.bands)} band names; correct the names."
+                f"scene {self.name} has {self.count} bands but {len(self.bands)} band names; correct them."
             )
         if len(self.classes) > IGNORE_INDEX:
             raise UserError(f"scene {self.name} has {len(self.classes)} classes; at most {IGNORE_INDEX} fit.")
