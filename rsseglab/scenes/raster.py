@@ -306,7 +306,7 @@ class RasterWriter:
             with rasterio.open(self._part) as dataset:
                 for band in dataset.indexes:
                     for (i, j), _ in dataset.block_windows(band):
-                        if dataset.get_tag_item(f"BLOCK_OFFSET_{j}_{i}", ns="TIFF", bidx=band) is None:
+                        if dataset.get_tag_item(f"BLOCK_OFFSET_{j}_{i}", "TIFF", bidx=band) is None:
                             raise RasterioIOError(f"block {i}, {j} of band {band} was not written")
 
     def _failure(self, error: Exception) -> UserError:
