@@ -75,9 +75,7 @@ def _open_raster(path: Path) -> Any:
         stat = path.stat()
         return _open(str(path), stat.st_mtime_ns, stat.st_size, os.getpid(), threading.get_ident())
     except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist; check the path, or fetch it with 'rsseglab data get'."
-        ) from None
+        raise UserError(f"{path} does not exist; check the path, or fetch it with 'rsseglab data get'.") from None
     except (RasterioError, OSError) as error:
         raise UserError(f"{path} is not a raster that GDAL can open ({error}); fetch it again.") from error
 
@@ -102,9 +100,7 @@ class RasterSource:
             bands = [i for i in dataset.indexes if colours[i - 1] != ColorInterp.alpha]
         missing = sorted(set(bands) - set(dataset.indexes))
         if missing:
-            raise UserError(
-                f"{path} has bands 1 to {dataset.count}, not {missing}; correct the list of bands."
-            )
+            raise UserError(f"{path} has bands 1 to {dataset.count}, not {missing}; correct the list of bands.")
         self.bands = tuple(bands)
         self.nodata = dataset.nodata if nodata is None else nodata
         self.has_alpha = ColorInterp.alpha in colours
@@ -194,9 +190,7 @@ def _map_npy(path: Path) -> Array:
     try:
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist; check the path, or fetch it with 'rsseglab data get'."
-        ) from None
+        raise UserError(f"{path} does not exist; check the path, or fetch it with 'rsseglab data get'.") from None
     except (ValueError, OSError, EOFError) as error:
         raise UserError(f"{path} is not a .npy array of numbers ({error}); fetch it again.") from error
     return array

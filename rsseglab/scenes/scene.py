@@ -1,6 +1,6 @@
 """A scene: a whole remote sensing image with its label, on disk, read window by window."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,7 @@ class Scene:
 
     def _check(self) -> None:
         if len(self.bands) != self.count:
-            raise UserError(
-                f"scene {self.name} has {self.count} bands but {len(self.bands)} band names; correct them."
-            )
+            raise UserError(f"scene {self.name} has {self.count} bands but {len(self.bands)} band names; correct them.")
         if len(self.classes) > IGNORE_INDEX:
             raise UserError(f"scene {self.name} has {len(self.classes)} classes; at most {IGNORE_INDEX} fit.")
         for source in [*self._images[1:], *([self._label] if self._label else [])]:
@@ -171,9 +169,7 @@ class Scene:
         label = np.full((window.height, window.width), IGNORE_INDEX, np.uint8)
         if inside.height and inside.width:
             values = self._label.read(inside)
-            index = (
-                self._color_index(values) if self.label_encoding == "color" else self._value_index(values[0])
-            )
+            index = self._color_index(values) if self.label_encoding == "color" else self._value_index(values[0])
             if self._label_nodata() is not None:
                 index[~self._label.read_valid(inside)] = IGNORE_INDEX
             rows, cols = _slices(inside, window)
@@ -229,9 +225,7 @@ class Scene:
         return f"Scene({self.name!r}, {size}, {self.count} bands {self.dtype}, {self.crs})"
 
 
-def class_index(
-    values: Array, classes: Sequence[LabelClass], ignored: Sequence[float], what: str
-) -> NDArray[np.uint8]:
+def class_index(values: Array, classes: Sequence[LabelClass], ignored: Sequence[float], what: str) -> NDArray[np.uint8]:
     """Turn the numbers of a label file into class indices.
 
     Args:
@@ -278,7 +272,11 @@ def class_index(
 
 
 def label_writer(
-    path: Path, scene: Scene, classes: Sequence[LabelClass], nodata: int = IGNORE_INDEX
+    path: Path,
+    scene: Scene,
+    classes: Sequence[LabelClass],
+    nodata: int = IGNORE_INDEX,
+    tags: Mapping[str, str] | None = None,
 ) -> RasterWriter:
     """A writer for a label raster on a scene's grid, with the classes' colours and names.
 
@@ -289,19 +287,18 @@ def label_writer(
         scene: gives size, coordinate system and transform.
         classes: give the colour table and, as tags ``class_VALUE=NAME``, the legend.
         nodata: the value of pixels without a class.
+        tags: further metadata of the file.
 
     Raises:
         UserError: a class's value does not fit in a byte or is the nodata value.
     """
     wrong = [c.value for c in classes if not 0 <= c.value <= 255 or c.value == nodata]
     if wrong:
-        raise UserError(
-            f"class values {wrong} do not fit a byte raster with nodata {nodata}; renumber the classes."
-        )
+        raise UserError(f"class values {wrong} do not fit a byte raster with nodata {nodata}; renumber them.")
     return RasterWriter(
         path, scene.height, scene.width, 1, "uint8", scene.crs, scene.transform, nodata,
         colors={c.value: c.color for c in classes},
-        tags={f"class_{c.value}": c.name for c in classes},
+        tags={f"class_{c.value}": c.name for c in classes} | dict(tags or {}),
     )  # fmt: skip
 
 

@@ -1,0 +1,134 @@
+"""Label a scene by cropping: windows through the network, logits blended where windows overlap.
+
+Rows are finished from top to bottom: once no later window touches a row, its logits are divided by its weights,
+handed on and freed. So memory grows with a scene's width and a window's height, not with the scene's height.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from rsseglab.errors import UserError
+from rsseglab.inference.windows import BLENDS, PLACEMENTS, blend_weights, stride_px, window_starts
+
+
+@dataclass(frozen=True)
+class Cropping:
+    """How a scene is cut in windows and put together again.
+
+    Attributes:
+        window_px: side of a window; most networks need a multiple of 32.
+        overlap: shared part of a window's side, from 0 to less than 1.
+        blend: "flat", "linear", "hann" or "gaussian", see `blend_weights`.
+        placement: "flush" or "even", see `window_starts`.
+        batch_size: windows at a time.
+    """
+
+    window_px: int = 512
+    overlap: float = 0.5
+    blend: str = "hann"
+    placement: str = "flush"
+    batch_size: int = 4
+
+    def __post_init__(self) -> None:
+        stride_px(self.window_px, self.overlap)
+        if self.window_px <= 0 or self.window_px % 32:
+            raise UserError(f"window is {self.window_px} px; it must be a multiple of 32, such as 512.")
+        if self.batch_size < 1:
+            raise UserError(f"batch size is {self.batch_size}; it must be at least 1.")
+        for name, known in (("blend", BLENDS), ("placement", PLACEMENTS)):
+            if getattr(self, name) not in known:
+                raise UserError(f"unknown {name} '{getattr(self, name)}'; choose one of {', '.join(known)}.")
+
+    @property
+    def stride_px(self) -> int:
+        """Distance between two windows."""
+        return stride_px(self.window_px, self.overlap)
+
+    def starts(self, length: int) -> list[int]:
+        """First pixels of the windows along an axis of the given length."""
+        return window_starts(length, self.window_px, self.stride_px, self.placement)
+
+
+def crop_and_merge(
+    network: nn.Module,
+    read: Callable[[int, int], Tensor],
+    height: int,
+    width: int,
+    cropping: Cropping,
+    device: torch.device | str = "cpu",
+    progress: str | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    r"""Logits of a scene, a band of finished rows at a time.
+
+    .. math:: y_p = \sum_{w \ni p} \omega_w(p)\, f(x|_w)_p \Big/ \sum_{w \ni p} \omega_w(p)
+
+    Args:
+        network: from an image (B, bands, h, w) to logits (B, K, h, w), in eval mode.
+        read: ``read(row, stop)`` gives the normalised rows, shape (bands, stop - row, width); read once each, but
+            for those that overlapping windows share.
+        height: of the scene, in px.
+        width: of the scene, in px.
+        cropping: windows and blending; a scene smaller than a window is padded with zeros below and to the right.
+        device: where the network is.
+        progress: title of a progress bar; none when not given.
+
+    Yields:
+        The first row of the band, and its logits of shape (K, rows, width) on the device.
+    """
+    side = cropping.window_px
+    rows, cols = cropping.starts(height), cropping.starts(width)
+    weights = blend_weights(cropping.blend, side).to(device)
+    padded = max(width, side)
+    norm = torch.zeros(side, padded, device=device)  # sum of weights of a row of windows, the same for each
+    for col in cols:
+        norm[:, col : col + side] += weights
+    logits: Tensor | None = None  # (K, side, padded): weighted sums of the rows that windows still touch
+    total = torch.zeros(side, padded, device=device)
+    done = torch.device(device)
+    with tqdm(total=len(rows) * len(cols), desc=progress, unit="window", disable=progress is None) as bar:
+        for row, following in zip(rows, [*rows[1:], max(height, side)], strict=True):
+            strip = _padded(read(row, min(row + side, height)), side, padded)
+            for i in range(0, len(cols), cropping.batch_size):
+                batch = cols[i : i + cropping.batch_size]
+                outputs = _forward(network, strip, batch, side, done)
+                if logits is None:
+                    logits = outputs.new_zeros(outputs.shape[1], side, padded)
+                outputs *= weights
+                for col, output in zip(batch, outputs, strict=True):
+                    logits[:, :, col : col + side] += output
+                bar.update(len(batch))
+            total += norm
+            assert logits is not None
+            finished = following - row
+            band = logits[:, :finished] / total[:finished]
+            yield row, band[:, : height - row, :width]
+            logits, total = _shifted(logits, finished), _shifted(total, finished)
+
+
+def _forward(network: nn.Module, strip: Tensor, cols: Sequence[int], side: int, device: torch.device) -> Tensor:
+    windows = torch.stack([strip[:, :, col : col + side] for col in cols]).to(device)
+    windows = windows.contiguous(memory_format=torch.channels_last)
+    amp: dict[str, Any] = {
+        "dtype": torch.bfloat16,
+        "enabled": device.type == "cuda" and torch.cuda.is_bf16_supported(),
+    }
+    with torch.inference_mode(), torch.autocast(device.type, **amp):
+        output: Tensor = network(windows)
+    return output.float()
+
+
+def _padded(strip: Tensor, height: int, width: int) -> Tensor:
+    down, right = height - strip.shape[1], width - strip.shape[2]
+    return nn.functional.pad(strip, (0, right, 0, down)) if down or right else strip
+
+
+def _shifted(rows: Tensor, by: int) -> Tensor:
+    """Rows move up by so many, and zeros come in from below; rows lie in the last but one dimension."""
+    moved = torch.zeros_like(rows)
+    moved[..., : rows.shape[-2] - by, :] = rows[..., by:, :]
+    return moved

@@ -1,0 +1,91 @@
+"""Losses for label maps in which some pixels do not count."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rsseglab.scenes.scene import IGNORE_INDEX
+
+
+def cross_entropy(
+    logits: Tensor, label: Tensor, weight: Tensor | None = None, ignore_index: int = IGNORE_INDEX
+) -> Tensor:
+    r"""Cross-entropy, averaged over the pixels that count.
+
+    .. math:: L = \frac{\sum_{i \in V} w_{y_i}\,(-\log p_{i, y_i})}{\sum_{i \in V} w_{y_i}}, \qquad
+              V = \{i : y_i \ne \mathrm{ignore}\}
+
+    A batch in which no pixel counts has loss 0 (torch gives NaN), so that it changes no parameter.
+
+    Args:
+        logits: shape (B, K, H, W).
+        label: shape (B, H, W), class indices.
+        weight: shape (K), one weight a class.
+        ignore_index: label of the pixels that do not count.
+
+    Returns:
+        A scalar.
+    """
+    total = F.cross_entropy(logits, label, weight, ignore_index=ignore_index, reduction="sum")
+    counts = label != ignore_index
+    norm = counts.sum() if weight is None else weight[label[counts]].sum()
+    return total / norm.clamp(min=torch.finfo(total.dtype).tiny)
+
+
+def dice(logits: Tensor, label: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    r"""Soft Dice loss over the pixels that count, averaged over the classes that occur in the batch.
+
+    .. math:: L = 1 - \frac{1}{|C|} \sum_{k \in C}
+              \frac{2 \sum_{i \in V} p_{ik} t_{ik}}{\sum_{i \in V} p_{ik} + \sum_{i \in V} t_{ik}}
+
+    with :math:`p` the softmax of the logits, :math:`t` the one-hot label and :math:`C` the classes with
+    :math:`\sum_i t_{ik} > 0`; 0 when no pixel counts.
+
+    Args:
+        logits: shape (B, K, H, W).
+        label: shape (B, H, W), class indices.
+        ignore_index: label of the pixels that do not count.
+
+    Returns:
+        A scalar.
+
+    Source:
+        Milletari, Navab, Ahmadi, "V-Net", 3DV 2016, section 3, with the sums of p and t not squared.
+    """
+    counts = (label != ignore_index).unsqueeze(1)  # (B, 1, H, W)
+    p = logits.softmax(dim=1) * counts
+    t = F.one_hot(label.where(counts.squeeze(1), 0), logits.shape[1]).movedim(-1, 1) * counts
+    overlap, size = (p * t).sum((0, 2, 3)), (p + t).sum((0, 2, 3))  # (K)
+    occurs = t.sum((0, 2, 3)) > 0
+    return ((1 - 2 * overlap / size.clamp(min=1e-12)) * occurs).sum() / occurs.sum().clamp(min=1)
+
+
+class SegmentationLoss(nn.Module):
+    """Sum of named losses, as ``"ce"``, ``"dice"`` or ``"ce+dice"``.
+
+    Args:
+        name: names of `cross_entropy` and `dice`, joined by "+".
+        class_weights: shape (K), for the cross-entropy.
+        ignore_index: label of the pixels that do not count.
+    """
+
+    def __init__(
+        self, name: str = "ce+dice", class_weights: Tensor | None = None, ignore_index: int = IGNORE_INDEX
+    ) -> None:
+        super().__init__()
+        self.names = name.split("+")
+        self.ignore_index = ignore_index
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Loss of logits (B, K, H, W) against labels (B, H, W); computed in float32 under AMP."""
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        loss = logits.new_zeros(())
+        if "ce" in self.names:
+            loss = loss + cross_entropy(logits, label, self.class_weights, self.ignore_index)
+        if "dice" in self.names:
+            loss = loss + dice(logits, label, self.ignore_index)
+        return loss
+
+
+LOSSES = ("ce", "dice", "ce+dice")

@@ -1,0 +1,132 @@
+"""A LightningModule that trains any encoder with any decoder on crops of scenes."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from torchgeo.trainers import SemanticSegmentationTask
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+from rsseglab.decoders import create_network
+from rsseglab.scenes.scene import IGNORE_INDEX
+from rsseglab.training.losses import SegmentationLoss
+
+
+class SceneSegmentationTask(SemanticSegmentationTask):
+    """torchgeo's segmentation task over every encoder and decoder, with losses that ignore what does not count.
+
+    What torchgeo's task does is inherited: steps, logging, prediction. What changes: the network comes from
+    `rsseglab.decoders`, the loss is a mean over the pixels that count, the optimiser is AdamW under a schedule by
+    step, the metric that selects is the mean IoU over classes, and each step's random numbers (dropout) depend on
+    the seed and the step alone, so that a resumed run repeats the one that was not interrupted.
+
+    Args:
+        model: name of the decoder.
+        backbone: name of the encoder.
+        weights: of the encoder, see `rsseglab.encoders`.
+        in_channels: number of bands.
+        num_classes: number of classes K.
+        loss: "ce", "dice" or "ce+dice".
+        class_weights: one weight a class, for the cross-entropy.
+        ignore_index: label of the pixels that do not count.
+        lr: highest learning rate.
+        weight_decay: of AdamW.
+        schedule: "cosine" or "poly" (power 0.9), both down to 0 at the last step.
+        steps: length of the run.
+        warmup_steps: steps over which the rate grows linearly.
+        seed: of the random numbers of a step.
+        metadata: what predicting needs to know beside the network (bands, normalisation, classes, GSD); kept in the
+            checkpoint.
+    """
+
+    monitor = "val_mean_iou"
+    mode = "max"
+
+    def __init__(
+        self,
+        model: str = "unet",
+        backbone: str = "resnet18",
+        weights: str | Path | None = None,
+        in_channels: int = 3,
+        num_classes: int = 2,
+        loss: str = "ce+dice",
+        class_weights: Sequence[float] | None = None,
+        ignore_index: int = IGNORE_INDEX,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-2,
+        schedule: str = "cosine",
+        steps: int = 1000,
+        warmup_steps: int = 20,
+        seed: int = 0,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            model=model,  # type: ignore[arg-type]
+            backbone=backbone,
+            weights=str(weights) if weights else None,
+            in_channels=in_channels,
+            num_classes=num_classes,
+            loss=loss,  # type: ignore[arg-type]
+            class_weights=class_weights,
+            ignore_index=ignore_index,
+            lr=lr,
+        )
+
+    def configure_models(self) -> None:
+        """Build the network, in the memory format that convolutions run fastest in."""
+        h = self.hparams
+        network = create_network(h["backbone"], h["model"], h["in_channels"], h["num_classes"], self.weights)
+        self.model = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def configure_losses(self) -> None:
+        """Build the loss."""
+        weights = self.hparams["class_weights"]
+        tensor = None if weights is None else torch.tensor(weights, dtype=torch.float32)
+        self.criterion = SegmentationLoss(self.hparams["loss"], tensor, self.hparams["ignore_index"])
+
+    def configure_metrics(self) -> None:
+        """Overall accuracy and mean IoU over classes, of the pixels that count."""
+        kwargs = {"num_classes": self.hparams["num_classes"], "ignore_index": self.hparams["ignore_index"]}
+        metrics = MetricCollection(
+            {
+                "overall_accuracy": MulticlassAccuracy(average="micro", **kwargs),
+                "mean_iou": MulticlassJaccardIndex(average="macro", **kwargs),
+            }
+        )
+        self.train_metrics = metrics.clone(prefix="train_")
+        self.val_metrics = metrics.clone(prefix="val_")
+        self.test_metrics = metrics.clone(prefix="test_")
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, its rate scheduled by step."""
+        h = self.hparams
+        optimizer = AdamW(self.parameters(), lr=h["lr"], weight_decay=h["weight_decay"])
+        schedule = LambdaLR(optimizer, lambda s: rate(s, h["steps"], h["warmup_steps"], h["schedule"]))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (B, K, H, W) of a normalised image (B, bands, H, W)."""
+        logits: Tensor = self.model(image.contiguous(memory_format=torch.channels_last))
+        return logits
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed the step."""
+        torch.manual_seed(self.hparams["seed"] * 1_000_003 + self.global_step)
+
+
+def rate(step: int, steps: int, warmup_steps: int, schedule: str) -> float:
+    r"""Learning rate at a step, as a share of the highest.
+
+    .. math:: r(s) = \min\!\left(1, \frac{s + 1}{w}\right) \cdot
+              \begin{cases} \frac{1}{2}(1 + \cos \pi t) & \text{cosine} \\ (1 - t)^{0.9} & \text{poly} \end{cases},
+              \qquad t = s / S
+    """
+    t = min(step / max(steps, 1), 1.0)
+    decay = 0.5 * (1 + math.cos(math.pi * t)) if schedule == "cosine" else (1 - t) ** 0.9
+    return decay * min(1.0, (step + 1) / max(warmup_steps, 1))
