@@ -117,7 +117,7 @@ def _forward(network: nn.Module, strip: Tensor, cols: Sequence[int], side: int, 
         "dtype": torch.bfloat16,
         "enabled": device.type == "cuda" and torch.cuda.is_bf16_supported(),
     }
-    with torch.inference_mode(), torch.autocast(device.type, **amp):
+    with torch.no_grad(), torch.autocast(device.type, **amp):
         output: Tensor = network(windows)
     return output.float()
 

@@ -10,6 +10,7 @@ import shutil
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -253,7 +254,7 @@ class RasterWriter:
                 warnings.simplefilter("ignore", NotGeoreferencedWarning)
                 self._dataset = rasterio.open(self._part, "w", **self._profile)
         except (RasterioError, OSError) as error:
-            self._part.unlink(missing_ok=True)
+            self._discard()
             raise self._failure(error) from error
         if self._colors:
             self._dataset.write_colormap(1, dict(self._colors))
@@ -291,17 +292,22 @@ class RasterWriter:
         except (RasterioError, OSError) as failure:
             raise self._failure(failure) from failure
         finally:
-            self._part.unlink(missing_ok=True)
+            self._discard()
+
+    def _discard(self) -> None:
+        with suppress(OSError):  # the folder itself may be what failed
+            self._part.unlink()
 
     def _check_complete(self) -> None:
-        # GDAL may lose an error of its last flush: a block without an offset was never written.
+        # GDAL loses an error of its last flush (a full disk): look whether each block is there and whole.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.open(self._part) as dataset:
                 for band in dataset.indexes:
-                    for (i, j), _ in dataset.block_windows(band):
-                        if dataset.get_tag_item(f"BLOCK_OFFSET_{j}_{i}", "TIFF", bidx=band) is None:
-                            raise RasterioIOError(f"block {i}, {j} of band {band} was not written")
+                    for (row, col), window in dataset.block_windows(band):
+                        if dataset.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=band) is None:
+                            raise RasterioIOError(f"block {row}, {col} of band {band} is not on disk")
+                        dataset.read(band, window=window)
 
     def _failure(self, error: Exception) -> UserError:
         folder = self.path.parent
@@ -313,3 +319,31 @@ class RasterWriter:
             f"{self.path} cannot be written ({error.__cause__ or error}; {free}); "
             "free some space or choose another folder."
         )
+
+
+def read_tags(path: Path) -> dict[str, str]:
+    """Metadata of a raster file.
+
+    Raises:
+        UserError: the file is missing or is no raster.
+    """
+    return dict(_open_raster(path).tags())
+
+
+def read_legend(path: Path) -> tuple[dict[int, tuple[str, tuple[int, int, int]]], int]:
+    """Class names and colours of a label raster that `rsseglab predict` wrote.
+
+    Returns:
+        From a class's value to its name and colour, and the value that means "no class".
+
+    Raises:
+        UserError: the file is missing or is no raster.
+    """
+    dataset = _open_raster(path)
+    names = {
+        int(key.removeprefix("class_")): name
+        for key, name in dataset.tags().items()
+        if key.removeprefix("class_").isdigit() and key.startswith("class_")
+    }
+    colors = dataset.colormap(1) if names else {}
+    return {v: (name, colors[v][:3]) for v, name in sorted(names.items())}, int(dataset.nodata or 0)

@@ -1,0 +1,48 @@
+# Every target makes .venv and installs rsseglab on first use.
+PYTHON ?= python3
+DATA ?= synthetic
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+# Two pytest workers on two cores: one thread each.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+
+.PHONY: quickstart test test-slow notebooks lab lint format figures clean
+
+quickstart: $(INSTALLED)  ## train a small network and label whole scenes: minutes on a laptop
+	$(BIN)/rsseglab quickstart --data $(DATA)
+
+test: $(INSTALLED)  ## all tests but the long ones, notebooks included
+	$(TEST)
+	$(MAKE) notebooks
+
+test-slow: $(INSTALLED)  ## the long and deep tests
+	$(TEST) -m slow
+
+notebooks: $(INSTALLED)  ## run each notebook with its small test parameters
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts= -q -n auto --maxprocesses 4 --nbmake --nbmake-timeout=300 notebooks
+
+lab: $(INSTALLED)  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir notebooks
+
+lint: $(INSTALLED)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+figures: $(INSTALLED)  ## the README's picture, from a quickstart's result
+	$(BIN)/python -m rsseglab.experiments.figures
+
+clean:
+	rm -rf .venv outputs runs build dist
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rsseglab needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $(INSTALLED)

@@ -1,0 +1,287 @@
+"""The command line: ``rsseglab data | train | predict | evaluate | quickstart``.
+
+Nothing heavy is imported before a command is known, so that ``rsseglab --help`` answers at once. Every error that a
+user can mend is a `UserError`: one line on standard error and exit code 2; Ctrl-C is exit code 130.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rsseglab import __version__
+from rsseglab.errors import UserError
+
+if TYPE_CHECKING:
+    from rsseglab.scenes.scene import LabelClass, Scene
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    args = _parser().parse_args(arguments)
+    try:
+        args.run(args)
+    except UserError as error:
+        print(f"rsseglab: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nrsseglab: interrupted; what was finished stays, 'rsseglab train --resume' goes on.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rsseglab", description="Semantic segmentation of whole remote sensing scenes."
+    )
+    parser.add_argument("--version", action="version", version=f"rsseglab {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_quickstart, _add_data, _add_train, _add_predict, _add_evaluate):
+        add(commands)
+    return parser
+
+
+if TYPE_CHECKING:
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def _command(commands: "_Commands", name: str, help: str, run: object) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_data_options(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument(
+        "--data", default=default, metavar="NAME", help="data set: a name of 'rsseglab data list', or a manifest's path"
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=None,
+        metavar="FOLDER",
+        help="where its files are; else searched in RSSEGLAB_DATA and ~/.cache/rsseglab",
+    )
+
+
+def _add_quickstart(commands: "_Commands") -> None:
+    parser = _command(
+        commands, "quickstart", "train a small U-Net, label whole scenes, compare two overlaps: minutes", _quickstart
+    )
+    _add_data_options(parser, "synthetic")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        metavar="FOLDER",
+        help="where results go; outputs/quickstart/NAME if not given",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=None, help="training steps; the data set's own default if not given"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+
+
+def _quickstart(args: argparse.Namespace) -> None:
+    from rsseglab.experiments.quickstart import quickstart
+
+    quickstart(args.data, args.root, args.out, args.steps, args.seed)
+
+
+def _add_data(commands: "_Commands") -> None:
+    parser = _command(commands, "data", "data sets: what there is, whether it is whole, and how to get it", _data)
+    parser.add_argument("action", choices=("list", "show", "verify", "get"), help="what to do")
+    parser.add_argument(
+        "name",
+        nargs="?",
+        default=None,
+        metavar="NAME",
+        help="of a data set; verify without one checks all that are here",
+    )
+
+
+def _data(args: argparse.Namespace) -> None:
+    from rsseglab.scenes.store import data_command
+
+    data_command(args.action, args.name)
+
+
+def _add_train(commands: "_Commands") -> None:
+    parser = _command(commands, "train", "train a network on random crops of whole scenes", _train)
+    _add_data_options(parser, "synthetic")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/train"), metavar="FOLDER", help="for checkpoints, log and record"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from last.ckpt in --out, at the same step")
+    parser.add_argument("--encoder", default="resnet18", help="any of timm's names")
+    parser.add_argument("--decoder", default="unet", help="unet, fpn, deeplabv3plus, upernet, segformer, dpt, fcn, ...")
+    parser.add_argument(
+        "--weights", default="none", help="of the encoder: none, pretrained, a file, or torchgeo's name"
+    )
+    parser.add_argument("--steps", type=int, default=1000, help="length of the run")
+    parser.add_argument("--batch-size", type=int, default=8, help="crops a step")
+    parser.add_argument("--crop", type=int, default=256, metavar="PX", help="side of a crop, a multiple of 32")
+    parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate of AdamW")
+    parser.add_argument("--weight-decay", type=float, default=1e-2, help="of AdamW")
+    parser.add_argument("--schedule", default="cosine", help="cosine or poly")
+    parser.add_argument("--loss", default="ce+dice", help="ce, dice or ce+dice")
+    parser.add_argument("--val-every", type=int, default=100, metavar="STEPS", help="steps between validations")
+    parser.add_argument(
+        "--val-window", type=int, default=512, metavar="PX", help="side of validation windows; 0 for whole scenes"
+    )
+    parser.add_argument("--no-augment", action="store_true", help="no flips, turns, brightness, contrast")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read ahead")
+    parser.add_argument("--precision", default="auto", help="auto, or one of Lightning's names")
+
+
+def _train(args: argparse.Namespace) -> None:
+    from rsseglab.experiments.run import train_and_record
+    from rsseglab.training.fit import TrainConfig
+
+    config = TrainConfig(
+        encoder=args.encoder,
+        decoder=args.decoder,
+        weights=None if args.weights == "none" else args.weights,
+        steps=args.steps,
+        batch_size=args.batch_size,
+        crop_px=args.crop,
+        lr=args.lr,
+        weight_decay=args.weight_decay,
+        schedule=args.schedule,
+        loss=args.loss,
+        val_every=args.val_every,
+        val_window_px=args.val_window or None,
+        augment=not args.no_augment,
+        seed=args.seed,
+        num_workers=args.workers,
+        precision=args.precision,
+    )
+    result = train_and_record(args.data, args.root, config, args.out, args.resume)
+    print(f"best checkpoint: {result.checkpoint} (validation mean IoU {result.val_mean_iou:.3f})")
+
+
+def _add_predict(commands: "_Commands") -> None:
+    parser = _command(commands, "predict", "label whole scenes with a checkpoint, as GeoTIFFs", _predict)
+    parser.add_argument("scenes", nargs="*", type=Path, metavar="SCENE", help="rasters, or folders of rasters")
+    _add_data_options(parser, None)
+    parser.add_argument("--split", default="test", help="of --data")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="best.ckpt of 'rsseglab train'")
+    parser.add_argument(
+        "--output", type=Path, default=Path("predictions"), metavar="PATH", help="a .tif for one scene, or a folder"
+    )
+    parser.add_argument("--window", type=int, default=512, metavar="PX", help="side of a window")
+    parser.add_argument("--overlap", type=float, default=0.5, help="shared part of a window's side, 0 to less than 1")
+    parser.add_argument("--blend", default="hann", help="flat, linear, hann or gaussian")
+    parser.add_argument("--placement", default="flush", help="flush (MONAI's) or even (GLNet's)")
+    parser.add_argument("--batch-size", type=int, default=4, help="windows at a time")
+    parser.add_argument(
+        "--probabilities", action="store_true", help="also write class probabilities, NAME_probabilities.tif"
+    )
+    parser.add_argument("--device", default=None, help="cpu, cuda, ...; a GPU if there is one")
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from rsseglab.inference.crops import Cropping
+    from rsseglab.inference.predict import predict_scene
+    from rsseglab.training.checkpoint import load_checkpoint
+
+    cropping = Cropping(args.window, args.overlap, args.blend, args.placement, args.batch_size)
+    trained = load_checkpoint(args.checkpoint)
+    scenes = _scenes_to_label(args)
+    single = args.output.suffix.lower() in (".tif", ".tiff")
+    if single and len(scenes) > 1:
+        raise UserError(f"{len(scenes)} scenes do not fit in one file {args.output}; give a folder as --output.")
+    for scene in scenes:
+        trained.check_fits(scene)
+    for scene in scenes:
+        path = args.output if single else args.output / f"{scene.name}.tif"
+        probabilities = path.with_name(f"{path.stem}_probabilities.tif") if args.probabilities else None
+        done = predict_scene(trained, scene, path, cropping, probabilities=probabilities, device=args.device)
+        print(f"{done.path}: {done.seconds:.1f} s, peak {done.peak_mib:.0f} MiB")
+
+
+def _scenes_to_label(args: argparse.Namespace) -> "list[Scene]":
+    from rsseglab.scenes.scene import Scene
+    from rsseglab.scenes.store import open_scenes
+
+    if bool(args.data) == bool(args.scenes):
+        raise UserError("say what to label: either rasters or folders, or --data NAME.")
+    if args.data:
+        return open_scenes(args.data, args.split, args.root)
+    files = [file for path in args.scenes for file in (_rasters(path) if path.is_dir() else [path])]
+    names = [file.stem for file in files]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"several scenes are named {', '.join(twice)}; label them one by one, or rename them.")
+    return [Scene(file) for file in files]
+
+
+def _rasters(folder: Path) -> list[Path]:
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".tif", ".tiff", ".png", ".jp2", ".npy", ".vrt"))
+    if not files:
+        raise UserError(f"no raster in {folder} (.tif, .png, .jp2, .npy, .vrt); name the files.")
+    return files
+
+
+def _add_evaluate(commands: "_Commands") -> None:
+    parser = _command(commands, "evaluate", "score predictions over whole scenes", _evaluate)
+    parser.add_argument(
+        "predictions", nargs="+", type=Path, metavar="PREDICTION", help="label rasters of 'rsseglab predict'"
+    )
+    _add_data_options(parser, None)
+    parser.add_argument(
+        "--label",
+        nargs="+",
+        type=Path,
+        default=None,
+        metavar="RASTER",
+        help="labels, one a prediction, instead of --data",
+    )
+    parser.add_argument(
+        "--classes", nargs="+", default=None, metavar="NAME", help="classes that enter the means; all if not given"
+    )
+    parser.add_argument("--boundary", type=int, default=3, metavar="PX", help="tolerance of the boundary F1")
+    parser.add_argument(
+        "--seam", type=int, default=8, metavar="PX", help="how near to a window border a pixel counts as at the seam"
+    )
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the scores to a file")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from rsseglab.experiments.run import evaluate_and_print
+
+    evaluate_and_print(args.predictions, _reference_scenes(args), args.classes, args.boundary, args.seam, args.json)
+
+
+def _reference_scenes(args: argparse.Namespace) -> "list[Scene]":
+    from rsseglab.scenes.scene import Scene
+    from rsseglab.scenes.store import open_scene
+
+    if bool(args.data) == bool(args.label):
+        raise UserError("say what is true: either --data NAME, or --label RASTER for each prediction.")
+    if args.data:
+        return [open_scene(args.data, path.stem, args.root) for path in args.predictions]
+    if len(args.label) != len(args.predictions):
+        raise UserError(f"{len(args.predictions)} predictions but {len(args.label)} labels; give one for each.")
+    pairs = zip(args.predictions, args.label, strict=True)
+    return [Scene(label, label, *_legend(path), name=path.stem) for path, label in pairs]
+
+
+def _legend(prediction: Path) -> "tuple[list[LabelClass], list[int]]":
+    from rsseglab.scenes.raster import read_legend
+    from rsseglab.scenes.scene import LabelClass
+
+    legend, nodata = read_legend(prediction)
+    if not legend:
+        raise UserError(f"{prediction} does not name its classes; give a raster of 'rsseglab predict', or --data NAME.")
+    return [LabelClass(name, value, color) for value, (name, color) in legend.items()], [nodata]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

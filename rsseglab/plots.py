@@ -1,0 +1,132 @@
+"""Pictures of scenes, labels and errors; palettes that colour-blind readers can tell apart."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from rsseglab.scenes.scene import IGNORE_INDEX, LabelClass, Scene, Window
+
+#: Okabe and Ito's palette, told apart with any colour vision.
+OKABE_ITO: tuple[tuple[int, int, int], ...] = (
+    (0, 114, 178),  # blue
+    (230, 159, 0),  # orange
+    (0, 158, 115),  # green
+    (86, 180, 233),  # sky
+    (213, 94, 0),  # vermilion
+    (204, 121, 167),  # purple
+    (240, 228, 66),  # yellow
+    (0, 0, 0),  # black
+)
+
+IGNORED_COLOR = (255, 255, 255)
+RIGHT_COLOR, WRONG_COLOR = (216, 220, 224), (213, 94, 0)
+
+
+def rgb_bands(bands: Sequence[str]) -> tuple[int, int, int]:
+    """Which three bands stand for red, green and blue: by name where the names tell, else the first three."""
+    lower = [band.lower() for band in bands]
+    for names in (("red", "green", "blue"), ("b04", "b03", "b02"), ("b4", "b3", "b2"), ("r", "g", "b")):
+        if all(name in lower for name in names):
+            return lower.index(names[0]), lower.index(names[1]), lower.index(names[2])
+    last = len(bands) - 1
+    return 0, min(1, last), min(2, last)
+
+
+def thumbnail(scene: Scene, max_px: int = 1200) -> NDArray[np.uint8]:
+    """A scene in true colour, thinned to at most ``max_px`` a side and stretched to its 2nd and 98th percentiles.
+
+    Returns:
+        Shape (height, width, 3).
+    """
+    bands = list(rgb_bands(scene.bands))
+    rows = _thinned(scene, max_px, lambda window: scene.read(window)[bands].transpose(1, 2, 0))
+    low, high = np.percentile(rows, (2, 98), axis=(0, 1))
+    stretched = (rows - low) / np.maximum(high - low, 1e-9)
+    return (stretched.clip(0, 1) * 255).astype(np.uint8)
+
+
+def label_thumbnail(scene: Scene, max_px: int = 1200) -> NDArray[np.uint8]:
+    """A scene's label as class indices, thinned to at most ``max_px`` a side; shape (height, width)."""
+    return _thinned(scene, max_px, scene.read_label)
+
+
+def _thinned(scene: Scene, max_px: int, read: Any) -> NDArray[Any]:
+    step = -(-max(scene.height, scene.width) // max_px)
+    # Row by row of what is kept, a thousand rows at a time: a large scene never lies in memory whole.
+    height = 1024 // step * step or step
+    parts = [
+        read(Window(row, 0, min(height, scene.height - row), scene.width))[::step, ::step]
+        for row in range(0, scene.height, height)
+    ]
+    return np.concatenate(parts)
+
+
+def colorize(index: NDArray[np.uint8], classes: Sequence[LabelClass]) -> NDArray[np.uint8]:
+    """Class indices (H, W) as colours (H, W, 3); ignored pixels white."""
+    table = np.full((256, 3), IGNORED_COLOR, np.uint8)
+    table[: len(classes)] = [c.color for c in classes]
+    return table[index]
+
+
+def error_map(prediction: NDArray[np.uint8], label: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Colours (H, W, 3): grey where right, vermilion where wrong, white where the label does not count."""
+    colors = np.where((prediction == label)[..., None], np.uint8(RIGHT_COLOR), np.uint8(WRONG_COLOR))
+    colors[label == IGNORE_INDEX] = IGNORED_COLOR
+    return colors
+
+
+def class_legend(classes: Sequence[LabelClass], ignored: bool = True) -> list[Patch]:
+    """Legend entries of the classes."""
+    entries = [(c.name, c.color) for c in classes] + ([("not labelled", IGNORED_COLOR)] if ignored else [])
+    return [Patch(facecolor=np.array(color) / 255, edgecolor="0.4", label=name) for name, color in entries]
+
+
+def draw(axes: Axes, picture: NDArray[Any], title: str) -> None:
+    """Draw a picture without ticks under a title."""
+    axes.imshow(picture, interpolation="nearest")
+    axes.set_title(title, fontsize=10)
+    axes.set_axis_off()
+
+
+def comparison(scene: Scene, prediction: Scene, title: str = "", max_px: int = 1200) -> Figure:
+    """Scene, label, prediction and errors side by side, with legends.
+
+    Args:
+        scene: with a label.
+        prediction: a scene whose label is the prediction.
+        title: above the panels.
+        max_px: pixels are thinned to at most so many a side.
+    """
+    label, predicted = label_thumbnail(scene, max_px), label_thumbnail(prediction, max_px)
+    share = np.mean((predicted != label)[label != IGNORE_INDEX])
+    aspect = scene.height / scene.width
+    figure, axes = plt.subplots(1, 4, figsize=(16, 4 * aspect + 1.1), layout="constrained")
+    draw(axes[0], thumbnail(scene, max_px), f"scene {scene.name} ({scene.width} x {scene.height} px)")
+    draw(axes[1], colorize(label, scene.classes), "label")
+    draw(axes[2], colorize(predicted, scene.classes), "prediction")
+    draw(axes[3], error_map(predicted, label), f"errors: {share:.1%} of the pixels shown")
+    verdicts = [("right", RIGHT_COLOR), ("wrong", WRONG_COLOR)]
+    patches = [Patch(facecolor=np.array(c) / 255, edgecolor="0.4", label=name) for name, c in verdicts]
+    handles = class_legend(scene.classes) + patches
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 10), frameon=False, fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG and close it; the file appears whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    try:
+        figure.savefig(part, dpi=110, format="png")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+        plt.close(figure)
