@@ -194,7 +194,7 @@ def _predict(args: argparse.Namespace) -> None:
 
     cropping = Cropping(args.window, args.overlap, args.blend, args.placement, args.batch_size)
     trained = load_checkpoint(args.checkpoint)
-    scenes = _scenes_to_label(args)
+    scenes = _scenes_to_label(args, trained.bands)
     single = args.output.suffix.lower() in (".tif", ".tiff")
     if single and len(scenes) > 1:
         raise UserError(f"{len(scenes)} scenes do not fit in one file {args.output}; give a folder as --output.")
@@ -207,19 +207,27 @@ def _predict(args: argparse.Namespace) -> None:
         print(f"{done.path}: {done.seconds:.1f} s, peak {done.peak_mib:.0f} MiB")
 
 
-def _scenes_to_label(args: argparse.Namespace) -> "list[Scene]":
-    from rsseglab.scenes.scene import Scene
-    from rsseglab.scenes.store import open_scenes
+def _scenes_to_label(args: argparse.Namespace, bands: Sequence[str]) -> "list[Scene]":
+    from rsseglab.scenes.manifest import load_manifest
 
     if bool(args.data) == bool(args.scenes):
         raise UserError("say what to label: either rasters or folders, or --data NAME.")
     if args.data:
-        return open_scenes(args.data, args.split, args.root)
+        return load_manifest(args.data).scenes(args.split, args.root)
     files = [file for path in args.scenes for file in (_rasters(path) if path.is_dir() else [path])]
     names = [file.stem for file in files]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"several scenes are named {', '.join(twice)}; label them one by one, or rename them.")
-    return [Scene(file) for file in files]
+    return [_open_as(file, bands) for file in files]
+
+
+def _open_as(file: Path, bands: Sequence[str]) -> "Scene":
+    from rsseglab.scenes.scene import Scene
+
+    scene = Scene(file)
+    if scene.count + 1 == len(bands):  # a fourth band that GDAL takes for alpha
+        return Scene(file, bands=bands)
+    return scene
 
 
 def _rasters(folder: Path) -> list[Path]:
@@ -260,13 +268,14 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _reference_scenes(args: argparse.Namespace) -> "list[Scene]":
+    from rsseglab.scenes.manifest import load_manifest
     from rsseglab.scenes.scene import Scene
-    from rsseglab.scenes.store import open_scene
 
     if bool(args.data) == bool(args.label):
         raise UserError("say what is true: either --data NAME, or --label RASTER for each prediction.")
     if args.data:
-        return [open_scene(args.data, path.stem, args.root) for path in args.predictions]
+        manifest = load_manifest(args.data)
+        return [manifest.scene(path.stem, args.root) for path in args.predictions]
     if len(args.label) != len(args.predictions):
         raise UserError(f"{len(args.predictions)} predictions but {len(args.label)} labels; give one for each.")
     pairs = zip(args.predictions, args.label, strict=True)

@@ -91,7 +91,7 @@ def load_weights(encoder: nn.Module, name: str, bands: int, weights: str | Path 
             f"{origin} cannot be loaded ({_first_line(error)}); put a state dict named {name}.pth in the folder "
             "RSSEGLAB_WEIGHTS, name a file, or ask for random weights with --weights none."
         ) from error
-    encoder.model.load_state_dict(pretrained.state_dict())  # type: ignore[union-attr,operator]
+    encoder.model.load_state_dict(pretrained.state_dict())  # type: ignore[union-attr]
 
 
 def _features(encoder: nn.Module) -> dict[str, Any]:
@@ -102,19 +102,24 @@ def _features(encoder: nn.Module) -> dict[str, Any]:
     return {"features_only": True, "out_indices": tuple(model.feature_info.out_indices)}
 
 
-def _weights_file(name: str, weights: str | Path) -> Path | None:
-    if weights != "pretrained":
-        path = Path(weights)
-        if not path.is_file():
-            raise UserError(f"no weights at {path}; name a file, 'pretrained', or 'none'.")
-        return path
+#: How a weights file in ``RSSEGLAB_WEIGHTS`` is named, after the encoder's name.
+ENDINGS = (".pth", ".pt", ".safetensors", "_timm.pth")
+
+
+def local_weights(name: str) -> Path | None:
+    """The file of an encoder's pretrained weights in the folder ``RSSEGLAB_WEIGHTS``, if there is one."""
     folder = os.environ.get("RSSEGLAB_WEIGHTS")
-    candidates = [Path(folder) / f"{name}{end}" for end in ENDINGS] if folder else []
+    candidates = [Path(folder) / f"{name}{ending}" for ending in ENDINGS] if folder else []
     return next((path for path in candidates if path.is_file()), None)
 
 
-#: How a weights file in ``RSSEGLAB_WEIGHTS`` is named, after the encoder's name.
-ENDINGS = (".pth", ".pt", ".safetensors", "_timm.pth")
+def _weights_file(name: str, weights: str | Path) -> Path | None:
+    if weights == "pretrained":
+        return local_weights(name)
+    path = Path(weights)
+    if not path.is_file():
+        raise UserError(f"no weights at {path}; name a file, 'pretrained', or 'none'.")
+    return path
 
 
 def _torchgeo_state(weights: str, name: str) -> dict[str, torch.Tensor]:
@@ -123,9 +128,7 @@ def _torchgeo_state(weights: str, name: str) -> dict[str, torch.Tensor]:
     try:
         entry = get_weight(weights)
     except (ValueError, KeyError, AttributeError):
-        from torchgeo.models import get_model_weights
-
-        names = [str(w) for model in list_models() for w in get_model_weights(model)]
+        names = [str(w) for model in list_models() if (enum := _weights_enum(model)) for w in enum]
         raise unknown("torchgeo weights", weights, names) from None
     if entry.meta.get("model") not in (None, name):
         raise UserError(f"weights {weights} are for the encoder '{entry.meta['model']}', not '{name}'.")
@@ -137,6 +140,15 @@ def _torchgeo_state(weights: str, name: str) -> dict[str, torch.Tensor]:
             f"fetch {entry.url} by hand and give the file, or ask for random weights with --weights none."
         ) from error
     return state
+
+
+def _weights_enum(model: str) -> Any:
+    from torchgeo.models import get_model_weights
+
+    try:
+        return get_model_weights(model)
+    except (KeyError, ValueError):  # torchgeo lists models that have no weights
+        return None
 
 
 def _first_line(error: BaseException) -> str:

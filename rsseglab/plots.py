@@ -57,6 +57,12 @@ def label_thumbnail(scene: Scene, max_px: int = 1200) -> NDArray[np.uint8]:
     return _thinned(scene, max_px, scene.read_label)
 
 
+def prediction_thumbnail(path: Path, scene: Scene, max_px: int = 1200) -> NDArray[np.uint8]:
+    """A prediction as class indices, thinned like `label_thumbnail`; shape (height, width)."""
+    on_grid = Scene(path, path, scene.classes, scene.ignore_values)
+    return _thinned(on_grid, max_px, on_grid.read_label)
+
+
 def _thinned(scene: Scene, max_px: int, read: Any) -> NDArray[Any]:
     step = -(-max(scene.height, scene.width) // max_px)
     # Row by row of what is kept, a thousand rows at a time: a large scene never lies in memory whole.
@@ -77,7 +83,7 @@ def colorize(index: NDArray[np.uint8], classes: Sequence[LabelClass]) -> NDArray
 
 def error_map(prediction: NDArray[np.uint8], label: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Colours (H, W, 3): grey where right, vermilion where wrong, white where the label does not count."""
-    colors = np.where((prediction == label)[..., None], np.uint8(RIGHT_COLOR), np.uint8(WRONG_COLOR))
+    colors = np.where((prediction == label)[..., None], RIGHT_COLOR, WRONG_COLOR).astype(np.uint8)
     colors[label == IGNORE_INDEX] = IGNORED_COLOR
     return colors
 
@@ -85,7 +91,12 @@ def error_map(prediction: NDArray[np.uint8], label: NDArray[np.uint8]) -> NDArra
 def class_legend(classes: Sequence[LabelClass], ignored: bool = True) -> list[Patch]:
     """Legend entries of the classes."""
     entries = [(c.name, c.color) for c in classes] + ([("not labelled", IGNORED_COLOR)] if ignored else [])
-    return [Patch(facecolor=np.array(color) / 255, edgecolor="0.4", label=name) for name, color in entries]
+    return [_patch(name, color) for name, color in entries]
+
+
+def _patch(name: str, color: tuple[int, int, int]) -> Patch:
+    red, green, blue = (c / 255 for c in color)
+    return Patch(facecolor=(red, green, blue), edgecolor="0.4", label=name)
 
 
 def draw(axes: Axes, picture: NDArray[Any], title: str) -> None:
@@ -95,29 +106,29 @@ def draw(axes: Axes, picture: NDArray[Any], title: str) -> None:
     axes.set_axis_off()
 
 
-def comparison(scene: Scene, prediction: Scene, title: str = "", max_px: int = 1200) -> Figure:
-    """Scene, label, prediction and errors side by side, with legends.
+def comparison(rows: Sequence[tuple[Scene, Path]], title: str = "", max_px: int = 1200) -> Figure:
+    """Scene, label, prediction and errors side by side, one row a scene, with legends.
 
     Args:
-        scene: with a label.
-        prediction: a scene whose label is the prediction.
+        rows: scenes with labels, and the prediction of each: a raster of the label file's values.
         title: above the panels.
         max_px: pixels are thinned to at most so many a side.
     """
-    label, predicted = label_thumbnail(scene, max_px), label_thumbnail(prediction, max_px)
-    share = np.mean((predicted != label)[label != IGNORE_INDEX])
-    aspect = scene.height / scene.width
-    figure, axes = plt.subplots(1, 4, figsize=(16, 4 * aspect + 1.1), layout="constrained")
-    draw(axes[0], thumbnail(scene, max_px), f"scene {scene.name} ({scene.width} x {scene.height} px)")
-    draw(axes[1], colorize(label, scene.classes), "label")
-    draw(axes[2], colorize(predicted, scene.classes), "prediction")
-    draw(axes[3], error_map(predicted, label), f"errors: {share:.1%} of the pixels shown")
-    verdicts = [("right", RIGHT_COLOR), ("wrong", WRONG_COLOR)]
-    patches = [Patch(facecolor=np.array(c) / 255, edgecolor="0.4", label=name) for name, c in verdicts]
-    handles = class_legend(scene.classes) + patches
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 10), frameon=False, fontsize=9)
-    if title:
-        figure.suptitle(title, fontsize=11)
+    heights = [scene.height / scene.width for scene, _ in rows]
+    figure, grid = plt.subplots(
+        len(rows), 4, figsize=(16, 4 * sum(heights) + 0.3 * len(rows) + 1), height_ratios=heights,
+        layout="constrained", squeeze=False,
+    )  # fmt: skip
+    for (scene, path), axes in zip(rows, grid, strict=True):
+        label, predicted = label_thumbnail(scene, max_px), prediction_thumbnail(path, scene, max_px)
+        share = np.mean((predicted != label)[label != IGNORE_INDEX])
+        draw(axes[0], thumbnail(scene, max_px), f"{scene.name}, {scene.width} x {scene.height} px")
+        draw(axes[1], colorize(label, scene.classes), "label")
+        draw(axes[2], colorize(predicted, scene.classes), "prediction")
+        draw(axes[3], error_map(predicted, label), f"errors, {share:.1%} of the pixels shown")
+    handles = [*class_legend(rows[0][0].classes), _patch("right", RIGHT_COLOR), _patch("wrong", WRONG_COLOR)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 12), frameon=False, fontsize=10)
+    figure.suptitle(title, fontsize=11)
     return figure
 
 

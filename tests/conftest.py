@@ -2,12 +2,17 @@
 
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import rasterio
 from rasterio.transform import from_origin
 
 from rsseglab.scenes import LabelClass, Scene
+
+# Machines differ in speed: a test that is slow once is no failure.
+hypothesis.settings.register_profile("rsseglab", deadline=None)
+hypothesis.settings.load_profile("rsseglab")
 
 CLASSES = (
     LabelClass("water", 1, (0, 114, 178)),
@@ -40,7 +45,8 @@ def make_scene(
     label[:4] = 0
     write_raster(folder / f"{name}_image.tif", image)
     write_raster(folder / f"{name}_label.tif", label)
-    return Scene(folder / f"{name}_image.tif", folder / f"{name}_label.tif", CLASSES, [0], name=name)
+    names = [f"band_{i}" for i in range(1, bands + 1)]
+    return Scene(folder / f"{name}_image.tif", folder / f"{name}_label.tif", CLASSES, [0], name=name, bands=names)
 
 
 @pytest.fixture

@@ -262,7 +262,8 @@ def check_alike(scenes: Sequence[Scene]) -> None:
     for scene in scenes:
         if scene.count != first.count:
             raise UserError(
-                f"scene {scene.name} has {scene.count} bands, scene {first.name} {first.count}; give scenes of one sensor."
+                f"scene {scene.name} has {scene.count} bands but {first.name} has {first.count}; "
+                "give scenes of one sensor."
             )
         if scene.classes != first.classes:
             raise UserError(f"scenes {scene.name} and {first.name} have other classes; give scenes of one data set.")

@@ -86,25 +86,20 @@ class RasterSource:
 
     Args:
         path: the file.
-        bands: 1-based numbers of the bands to read; all but alpha when not given.
         nodata: the value that means "no data" where the file itself does not say so.
+        count: number of bands, where known; a band marked as alpha is read as a mask unless it is counted.
 
     Raises:
-        UserError: the file is missing, is no raster, or lacks a band asked for.
+        UserError: the file is missing or is no raster.
     """
 
-    def __init__(self, path: Path, bands: Sequence[int] | None = None, nodata: float | None = None) -> None:
+    def __init__(self, path: Path, nodata: float | None = None, count: int | None = None) -> None:
         self.path = path
         dataset = _open_raster(path)
-        colours = list(dataset.colorinterp)
-        if bands is None:
-            bands = [i for i in dataset.indexes if colours[i - 1] != ColorInterp.alpha]
-        missing = sorted(set(bands) - set(dataset.indexes))
-        if missing:
-            raise UserError(f"{path} has bands 1 to {dataset.count}, not {missing}; correct the list of bands.")
-        self.bands = tuple(bands)
+        alpha = [i for i, kind in zip(dataset.indexes, dataset.colorinterp, strict=True) if kind == ColorInterp.alpha]
+        self.has_alpha = bool(alpha) and count != dataset.count
+        self.bands = tuple(i for i in dataset.indexes if not (self.has_alpha and i in alpha))
         self.nodata = dataset.nodata if nodata is None else nodata
-        self.has_alpha = ColorInterp.alpha in colours
         self.height, self.width, self.count = dataset.height, dataset.width, len(self.bands)
         self.dtype = np.dtype(dataset.dtypes[self.bands[0] - 1])
         self.crs, self.transform = dataset.crs, dataset.transform

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from rsseglab.errors import UserError
-from rsseglab.scenes.raster import Array, ArraySource, RasterSource, RasterWriter, Source, Window
+from rsseglab.scenes.raster import Array, ArraySource, RasterSource, RasterWriter, Source
+from rsseglab.scenes.raster import Window as Window
 
 #: The label index, in memory, of pixels that are never trained on and never scored.
 IGNORE_INDEX = 255
@@ -45,7 +46,8 @@ class Scene:
         classes: the classes of the label, in the order of their indices.
         ignore_values: numbers in the label file that are no class.
         name: what tables call the scene; the first image's file name when not given.
-        bands: names of the bands.
+        bands: names of the bands. As many as one raster has mean all of them: GDAL marks the fourth band of a byte
+            raster as alpha unless told otherwise, and what is marked as alpha is a mask and no band by default.
         nodata: the image's value for "no data", where the file does not say it.
         gsd_m: ground sampling distance in metres.
         label_encoding: "value" (the file holds `LabelClass.value`) or "color" (`LabelClass.color`).
@@ -68,7 +70,7 @@ class Scene:
         label_encoding: str = "value",
     ) -> None:
         parts = image if isinstance(image, Sequence) and not isinstance(image, str) else [image]
-        self._images = [_source(part, nodata) for part in parts]
+        self._images = [_source(part, nodata, bands if len(parts) == 1 else None) for part in parts]
         self._label = None if label is None else _source(label, None)
         self.classes, self.ignore_values = tuple(classes), tuple(ignore_values)
         self.label_encoding = label_encoding
@@ -317,11 +319,13 @@ def probability_writer(path: Path, scene: Scene, classes: Sequence[LabelClass]) 
     )  # fmt: skip
 
 
-def _source(part: str | Path | Source, nodata: float | None) -> Source:
-    if not isinstance(part, (str, Path)):
+def _source(part: str | Path | Source, nodata: float | None, names: Sequence[str] | None = None) -> Source:
+    if not isinstance(part, str | Path):
         return part
     path = Path(part)
-    return ArraySource(path, nodata=nodata) if path.suffix == ".npy" else RasterSource(path, nodata=nodata)
+    if path.suffix == ".npy":
+        return ArraySource(path, nodata=nodata)
+    return RasterSource(path, nodata=nodata, count=len(names) if names else None)
 
 
 def _slices(inside: Window, window: Window) -> tuple[slice, slice]:

@@ -29,7 +29,7 @@ def cross_entropy(
     total = F.cross_entropy(logits, label, weight, ignore_index=ignore_index, reduction="sum")
     counts = label != ignore_index
     norm = counts.sum() if weight is None else weight[label[counts]].sum()
-    return total / norm.clamp(min=torch.finfo(total.dtype).tiny)
+    return total / norm.to(total.dtype).clamp(min=torch.finfo(total.dtype).tiny)
 
 
 def dice(logits: Tensor, label: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
@@ -73,6 +73,7 @@ class SegmentationLoss(nn.Module):
         self, name: str = "ce+dice", class_weights: Tensor | None = None, ignore_index: int = IGNORE_INDEX
     ) -> None:
         super().__init__()
+        self.class_weights: Tensor | None
         self.names = name.split("+")
         self.ignore_index = ignore_index
         self.register_buffer("class_weights", class_weights, persistent=False)

@@ -81,8 +81,9 @@ class SceneSegmentationTask(SemanticSegmentationTask):
     def configure_models(self) -> None:
         """Build the network, in the memory format that convolutions run fastest in."""
         h = self.hparams
-        network = create_network(h["backbone"], h["model"], h["in_channels"], h["num_classes"], self.weights)
-        self.model = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        weights = self.weights if isinstance(self.weights, str) else None
+        network = create_network(h["backbone"], h["model"], h["in_channels"], h["num_classes"], weights)
+        self.model = network.to(memory_format=torch.channels_last)
 
     def configure_losses(self) -> None:
         """Build the loss."""

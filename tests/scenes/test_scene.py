@@ -97,6 +97,8 @@ def test_nodata_given_by_the_caller_and_alpha(tmp_path):
     write_raster(tmp_path / "rgba.tif", image, photometric="RGB", alpha="yes")
     scene = Scene(tmp_path / "rgba.tif")
     assert scene.count == 3 and not scene.read_valid()[0].any() and scene.read_valid()[1:].all()
+    # Four names say that the band marked as alpha is a band (near infrared, say) like the others.
+    assert Scene(tmp_path / "rgba.tif", bands=["red", "green", "blue", "nir"]).count == 4
     write_raster(tmp_path / "i.tif", image[:3])
     assert not Scene(tmp_path / "i.tif", nodata=200).read_valid().any()
 
@@ -151,7 +153,7 @@ def test_a_truncated_file_is_an_error(tmp_path):
     draw = np.random.default_rng(0)
     path = write_raster(tmp_path / "t.tif", draw.integers(0, 255, (3, 300, 300), dtype=np.uint8))
     path.write_bytes(path.read_bytes()[:100_000])
-    with pytest.raises(UserError, match="damaged|not a raster"):
+    with pytest.raises(UserError, match=r"damaged|not a raster"):
         Scene(path).read()
 
 

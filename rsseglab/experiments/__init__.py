@@ -1,0 +1,1 @@
+"""What stands above the papers: whole runs, their records and pictures."""

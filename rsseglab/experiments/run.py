@@ -1,0 +1,134 @@
+"""Train or evaluate by the names of data sets, and leave a run record."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import pandas as pd
+
+from rsseglab.errors import UserError
+from rsseglab.evaluation import Evaluation, Placement, evaluate_scene, pool
+from rsseglab.inference.windows import window_starts
+from rsseglab.scenes.manifest import load_manifest
+from rsseglab.scenes.raster import read_tags
+from rsseglab.scenes.scene import Scene
+from rsseglab.training.fit import TrainConfig, TrainResult, fit
+from rsseglab.training.records import RunRecord
+
+
+def train_and_record(data: str, root: Path | None, config: TrainConfig, out: Path, resume: bool = False) -> TrainResult:
+    """Train on a data set's split ``train``, select on ``val``, and write ``record.json`` beside the checkpoints.
+
+    Args:
+        data: name of a data set, or path of a manifest.
+        root: where its files are; searched for when not given.
+        config: the run.
+        out: folder for checkpoints, log and record.
+        resume: go on from ``out/last.ckpt``.
+
+    Raises:
+        UserError: data, settings or disk are wrong.
+    """
+    manifest = load_manifest(data)
+    start = perf_counter()
+    result = fit(manifest.scenes("train", root), manifest.scenes("val", root), config, out, resume)
+    RunRecord(
+        command=["rsseglab", *sys.argv[1:]],
+        configuration={"data": manifest.name, **asdict(config)},
+        metrics={"pooled": {"val_mean_iou": result.val_mean_iou, "parameters": result.parameters}, "scenes": {}},
+        seeds=[config.seed],
+        minutes=(perf_counter() - start) / 60,
+    ).write(out / "record.json")
+    return result
+
+
+def evaluate_and_print(
+    predictions: Sequence[Path],
+    scenes: Sequence[Scene],
+    classes: Sequence[str] | None = None,
+    tolerance_px: int = 3,
+    seam_distance_px: int = 8,
+    out: Path | None = None,
+) -> list[Evaluation]:
+    """Score predictions, print a table a scene and one of all scenes pooled, and write a record where asked to.
+
+    Args:
+        predictions: label rasters.
+        scenes: with labels, one a prediction.
+        classes: the classes that enter the means; all when not given.
+        tolerance_px: of the boundary F1.
+        seam_distance_px: how near to a window border a pixel counts as at the seam.
+        out: a file for the run record.
+
+    Raises:
+        UserError: a raster is missing or does not fit its scene.
+    """
+    start = perf_counter()
+    scored = [
+        evaluate_scene(
+            path,
+            scene,
+            placement=placement_of(path, scene),
+            tolerance_px=tolerance_px,
+            seam_distance_px=seam_distance_px,
+            progress=True,
+        )
+        for path, scene in zip(predictions, scenes, strict=True)
+    ]
+    columns = {e.scene: e.metrics(classes) for e in scored}
+    if len(scored) > 1:
+        columns["pooled"] = pool(scored).metrics(classes)
+    print(table(columns).to_string())
+    if out:
+        pooled = pool(scored).metrics(classes)
+        RunRecord(
+            command=["rsseglab", *sys.argv[1:]],
+            configuration={"classes": list(classes or pooled["mean_over"]), "tolerance_px": tolerance_px,
+                           "seam_distance_px": seam_distance_px},
+            metrics={"pooled": pooled, "scenes": {e.scene: e.metrics(classes) for e in scored}},
+            seeds=[],
+            minutes=(perf_counter() - start) / 60,
+        ).write(out)  # fmt: skip
+    return scored
+
+
+def placement_of(prediction: Path, scene: Scene) -> Placement | None:
+    """Where the windows of a prediction lay, if its file says so."""
+    tags = read_tags(prediction)
+    if "window_px" not in tags:
+        return None
+    window, stride = int(tags["window_px"]), int(tags["stride_px"])
+    starts = [window_starts(n, window, stride, tags["placement"]) for n in (scene.height, scene.width)]
+    return Placement(starts[0], starts[1], window)
+
+
+def table(columns: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Metrics of `Evaluation.metrics` as a table to print: one row a measure, one column a run or scene."""
+    if not columns:
+        raise UserError("there is nothing to show; evaluate at least one scene.")
+    first = next(iter(columns.values()))
+    rows: dict[str, list[str]] = {}
+    for name in first["iou"]:
+        rows[f"IoU {name}"] = [_share(m["iou"][name]) for m in columns.values()]
+    rows[f"mean IoU of {len(first['mean_over'])} classes"] = [_share(m["mean_iou"]) for m in columns.values()]
+    rows["mean F1"] = [_share(m["mean_f1"]) for m in columns.values()]
+    rows["overall accuracy"] = [_share(m["overall_accuracy"]) for m in columns.values()]
+    rows[f"boundary F1 ({first['boundary_tolerance_px']} px)"] = [
+        _share(m.get("mean_boundary_f1")) for m in columns.values()
+    ]
+    rows["seam error, % points"] = [_points(m.get("seam_error")) for m in columns.values()]
+    for key, title, digits in (("seconds", "seconds", 1), ("peak_mib", "peak MiB", 0)):
+        if any(key in m for m in columns.values()):
+            rows[title] = [f"{m[key]:.{digits}f}" if key in m else "" for m in columns.values()]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(columns))
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _points(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:+.2f}"
