@@ -1,0 +1,236 @@
+"""Score the prediction of a whole scene, block by block: memory does not grow with the scene."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from affine import Affine
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from rsseglab.errors import UserError
+from rsseglab.evaluation.boundary import BoundaryF1
+from rsseglab.evaluation.confusion import Confusion
+from rsseglab.evaluation.seams import Placement, SeamCounter, SeamError
+from rsseglab.scenes.raster import RasterSource, Window
+from rsseglab.scenes.scene import IGNORE_INDEX, Scene, class_index
+
+BLOCK_PX = 1024
+
+Indices = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a prediction is worth, on one scene or pooled over several.
+
+    Attributes:
+        scene: name of the scene.
+        confusion: of all labelled pixels.
+        boundary: of the outlines of the classes.
+        seams: of the window borders; None where no window placement was given.
+    """
+
+    scene: str
+    confusion: Confusion
+    boundary: BoundaryF1
+    seams: SeamError | None = None
+
+    def metrics(self, classes: Sequence[str] | None = None) -> dict[str, Any]:
+        """All measures in plain types, for a run record.
+
+        Args:
+            classes: the classes that enter the means; all when not given. The record names them.
+
+        Raises:
+            UserError: a name is no class.
+        """
+        confusion, boundary = self.confusion, self.boundary
+
+        def a_class(scores: NDArray[np.float64]) -> dict[str, float]:
+            return dict(zip(confusion.classes, scores.tolist(), strict=True))
+
+        metrics: dict[str, Any] = {
+            "pixels": confusion.pixels,
+            "mean_over": list(confusion.classes if classes is None else classes),
+            "mean_iou": confusion.mean_iou(classes),
+            "mean_f1": confusion.mean_f1(classes),
+            "mean_precision": confusion.mean_precision(classes),
+            "mean_recall": confusion.mean_recall(classes),
+            "overall_accuracy": confusion.overall_accuracy(),
+            "boundary_tolerance_px": boundary.tolerance_px,
+            "mean_boundary_f1": boundary.mean_f1(classes),
+            "iou": a_class(confusion.iou()),
+            "f1": a_class(confusion.f1()),
+            "precision": a_class(confusion.precision()),
+            "recall": a_class(confusion.recall()),
+            "boundary_f1": a_class(boundary.f1()),
+        }
+        if self.seams is not None:
+            metrics |= {
+                "seam_error": self.seams.seam_error,
+                "seam_error_interval95": list(self.seams.interval()),
+                "seam_distance_px": self.seams.distance_px,
+                "seam_near_error": self.seams.near_error,
+                "seam_far_error": self.seams.far_error,
+                "seam_placebo_near_error": self.seams.placebo_near_error,
+                "seam_placebo_far_error": self.seams.placebo_far_error,
+            }
+        return metrics
+
+
+def evaluate_scene(
+    prediction: str | Path | Indices,
+    scene: Scene,
+    *,
+    placement: Placement | None = None,
+    tolerance_px: int = 3,
+    seam_distance_px: int = 8,
+    block_px: int = BLOCK_PX,
+    progress: bool = False,
+) -> Evaluation:
+    """Compare a prediction with a scene's label.
+
+    Args:
+        prediction: a raster of the label file's values (`LabelClass.value`) on the scene's grid, whose nodata and
+            the scene's ignore values mean "no class"; or class indices in memory, shape (height, width),
+            `IGNORE_INDEX` for no class. Without a class a labelled pixel counts as wrong.
+        scene: with a label.
+        placement: the windows that the prediction was made of, for the seam error.
+        tolerance_px: of the boundary F1.
+        seam_distance_px: how far from a window border pixels count as near it.
+        block_px: side of the blocks that are read; only the seam error's interval depends on it.
+        progress: whether to draw a progress bar.
+
+    Raises:
+        UserError: a file is missing or damaged; size, coordinate system or grid differ; a value is no class; the
+            scene has no label, or its label has no class anywhere.
+    """
+    read = _reader(prediction, scene)
+    names = [one.name for one in scene.classes]
+    confusion, boundary = Confusion(names), BoundaryF1(names, tolerance_px)
+    seams = placement and SeamCounter(scene.height, scene.width, placement, seam_distance_px)
+    halo = boundary.halo_px
+    for block in _blocks(scene, block_px, f"scoring {scene.name}" if progress else None):
+        around = Window(block.row - halo, block.col - halo, block.height + 2 * halo, block.width + 2 * halo)
+        guess, label = read(around), scene.read_label(around)
+        boundary.update(guess, label)
+        inner = (slice(halo, halo + block.height), slice(halo, halo + block.width))
+        confusion.update(guess[inner], label[inner])
+        if seams:
+            seams.update(guess[inner], label[inner], block.row, block.col)
+    if not confusion.pixels:
+        raise UserError(
+            f"scene {scene.name} has no labelled pixel: its label holds only ignore values "
+            f"{list(scene.ignore_values)} or nodata; give another label, or leave the scene out."
+        )
+    return Evaluation(scene.name, confusion, boundary, seams.result() if seams else None)
+
+
+def pool(evaluations: Sequence[Evaluation], name: str = "pooled") -> Evaluation:
+    """Add up the counts of several scenes, so that every labelled pixel weighs the same.
+
+    The seam error is pooled when all scenes have one.
+
+    Raises:
+        UserError: there is no evaluation, or they differ in classes, tolerance or distance.
+    """
+    if not evaluations:
+        raise UserError("there is no evaluation to pool; evaluate at least one scene.")
+    seams = [e.seams for e in evaluations if e.seams is not None]
+    return Evaluation(
+        name,
+        reduce(add, (e.confusion for e in evaluations)),
+        reduce(add, (e.boundary for e in evaluations)),
+        reduce(add, seams) if len(seams) == len(evaluations) else None,
+    )
+
+
+def count_labels(scenes: Iterable[Scene], block_px: int = BLOCK_PX) -> NDArray[np.int64]:
+    """Labelled pixels a class over scenes of the same classes, shape (K,); see `Confusion.majority_class`."""
+    total = np.zeros(IGNORE_INDEX + 1, np.int64)
+    K = 0
+    for scene in scenes:
+        K = len(scene.classes)
+        for block in _blocks(scene, block_px, None):
+            total += np.bincount(scene.read_label(block).ravel(), minlength=total.size)
+    return total[:K]
+
+
+def _blocks(scene: Scene, block_px: int, title: str | None) -> Iterator[Window]:
+    if block_px < 1:
+        raise UserError(f"block is {block_px} px; it must be at least 1, such as {BLOCK_PX}.")
+    corners = [(row, col) for row in range(0, scene.height, block_px) for col in range(0, scene.width, block_px)]
+    for row, col in tqdm(corners, desc=title, unit="block", disable=title is None):
+        yield Window(row, col, min(block_px, scene.height - row), min(block_px, scene.width - col))
+
+
+def _reader(prediction: str | Path | Indices, scene: Scene) -> Callable[[Window], Indices]:
+    """How to read class indices in a window that may reach past the scene, where they are `IGNORE_INDEX`."""
+    if isinstance(prediction, np.ndarray):
+        _check_size("the prediction", prediction.shape, scene)
+        indices = prediction
+
+        def read_inside(window: Window) -> Indices:
+            return indices[window.row : window.row + window.height, window.col : window.col + window.width]
+
+    else:
+        path = Path(prediction)
+        source = RasterSource(path)
+        _check_grid(path, source, scene)
+        values = [one.value for one in scene.classes]
+        # Like Scene: a class that the file declares as nodata stays a class.
+        nodata = [] if source.nodata is None or source.nodata in values else [source.nodata]
+
+        def read_inside(window: Window) -> Indices:
+            raw = source.read(window)[0]
+            return class_index(raw, scene.classes, [*scene.ignore_values, *nodata], f"the prediction {path}")
+
+    def read(window: Window) -> Indices:
+        top, left = max(window.row, 0), max(window.col, 0)
+        bottom = min(window.row + window.height, scene.height)
+        right = min(window.col + window.width, scene.width)
+        padded = np.full((window.height, window.width), IGNORE_INDEX, np.uint8)
+        rows = slice(top - window.row, bottom - window.row)
+        cols = slice(left - window.col, right - window.col)
+        padded[rows, cols] = read_inside(Window(top, left, bottom - top, right - left))
+        return padded
+
+    return read
+
+
+def _check_grid(path: Path, source: RasterSource, scene: Scene) -> None:
+    _check_size(str(path), (source.height, source.width), scene)
+    if source.count != 1:
+        raise UserError(f"{path} has {source.count} bands; a prediction has one, of class values.")
+    if source.crs and scene.crs and source.crs != scene.crs:
+        raise UserError(
+            f"{path} is in {source.crs} but scene {scene.name} is in {scene.crs}; "
+            "warp the prediction to the scene's coordinate system (rio warp)."
+        )
+    placed = Affine.identity() not in (source.transform, scene.transform)
+    if placed and _offset_px(source.transform, scene) > 0.5:
+        raise UserError(
+            f"{path} lies {_offset_px(source.transform, scene):.1f} px beside scene {scene.name}; "
+            "give the prediction of this scene, or warp it to the scene's grid (rio warp)."
+        )
+
+
+def _check_size(what: str, shape: tuple[int, ...], scene: Scene) -> None:
+    if shape != (scene.height, scene.width):
+        raise UserError(
+            f"{what} has {' x '.join(map(str, shape))} px but scene {scene.name} has {scene.height} x {scene.width} "
+            "(height x width); give the prediction of this scene, on its grid."
+        )
+
+
+def _offset_px(transform: Affine, scene: Scene) -> float:
+    """Largest distance in px between the corners of the scene on its own grid and on another one."""
+    here, there = (np.array(t, np.float64)[:6].reshape(2, 3) for t in (scene.transform, transform))
+    corners = np.array([(col, row, 1) for col in (0, scene.width) for row in (0, scene.height)])
+    shift = corners @ (there - here).T  # (4, 2) in map units
+    return float(np.linalg.norm(np.linalg.solve(here[:, :2], shift.T), axis=0).max())
