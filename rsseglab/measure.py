@@ -1,6 +1,9 @@
 """Seconds and peak memory of a piece of work."""
 
+import ctypes
+import gc
 import threading
+from contextlib import suppress
 from time import perf_counter
 from types import TracebackType
 from typing import Self
@@ -32,6 +35,7 @@ class Measure:
             torch.cuda.reset_peak_memory_stats(self.device)
             self._before = torch.cuda.memory_allocated(self.device)
         else:
+            _give_back_freed_memory()
             self._process = psutil.Process()
             self._before = self._peak = self._process.memory_info().rss
             self._stop = threading.Event()
@@ -55,3 +59,10 @@ class Measure:
             self._thread.join()
         self.seconds = perf_counter() - self._start
         self.peak_mib = (self._peak - self._before) / 2**20
+
+
+def _give_back_freed_memory() -> None:
+    # Memory that earlier work has freed stays with the process, and would hide what is taken next.
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)

@@ -26,7 +26,7 @@ OKABE_ITO: tuple[tuple[int, int, int], ...] = (
 )
 
 IGNORED_COLOR = (255, 255, 255)
-RIGHT_COLOR, WRONG_COLOR = (216, 220, 224), (213, 94, 0)
+RIGHT_COLOR, WRONG_COLOR = (216, 220, 224), (0, 0, 0)
 
 
 def rgb_bands(bands: Sequence[str]) -> tuple[int, int, int]:
@@ -82,7 +82,7 @@ def colorize(index: NDArray[np.uint8], classes: Sequence[LabelClass]) -> NDArray
 
 
 def error_map(prediction: NDArray[np.uint8], label: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Colours (H, W, 3): grey where right, vermilion where wrong, white where the label does not count."""
+    """Colours (H, W, 3): grey where right, black where wrong, white where the label does not count."""
     colors = np.where((prediction == label)[..., None], RIGHT_COLOR, WRONG_COLOR).astype(np.uint8)
     colors[label == IGNORE_INDEX] = IGNORED_COLOR
     return colors

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from rsseglab.errors import UserError
 from rsseglab.evaluation.boundary import BoundaryF1

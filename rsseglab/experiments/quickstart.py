@@ -22,7 +22,7 @@ from rsseglab.training.records import RunRecord
 
 ENCODER = "tf_efficientnet_lite0"
 OVERLAPS = (0.0, 0.5)
-CROPPING_PX = 512
+CROP_PX = WINDOW_PX = 256
 
 
 def quickstart(
@@ -56,6 +56,7 @@ def quickstart(
         encoder=ENCODER,
         weights="pretrained" if local_weights(ENCODER) else None,
         steps=300 if steps is None else steps,
+        crop_px=CROP_PX,
         val_every=75,
         seed=seed,
     )
@@ -69,13 +70,13 @@ def quickstart(
     columns = {name: pool(scored).metrics() | cost for name, (scored, cost) in runs.items()}
     shown: dict[str, dict[str, Any]] = columns | {"majority class": constant_metrics(majority)}
 
-    title = f"U-Net on {ENCODER}, {config.steps} steps, crops of {CROPPING_PX} px with overlap {OVERLAPS[-1]:g}"
+    title = f"U-Net on {ENCODER}, {config.steps} steps, crops of {WINDOW_PX} px with overlap {OVERLAPS[-1]:g}"
     figure = comparison([(scene, prediction_path(out, scene, OVERLAPS[-1])) for scene in test], title)
     save(figure, out / "comparison.png")
     shutil.copyfile(prediction_path(out, test[0], OVERLAPS[-1]), out / "prediction.tif")
     RunRecord(
         command=["rsseglab", *sys.argv[1:]],
-        configuration={"data": manifest.name, **asdict(config), "overlaps": list(OVERLAPS), "window_px": CROPPING_PX},
+        configuration={"data": manifest.name, **asdict(config), "overlaps": list(OVERLAPS), "window_px": WINDOW_PX},
         metrics={
             "pooled": shown | {"val_mean_iou": fitted.val_mean_iou, "training_seconds": fitted.seconds},
             "scenes": {
@@ -96,7 +97,7 @@ def quickstart(
 def _label_and_score(
     trained: TrainedNetwork, scenes: Sequence[Scene], out: Path, overlap: float
 ) -> tuple[list[Evaluation], dict[str, float]]:
-    cropping = Cropping(CROPPING_PX, overlap)
+    cropping = Cropping(WINDOW_PX, overlap)
     scored, seconds, peak_mib = [], 0.0, 0.0
     for scene in scenes:
         path = prediction_path(out, scene, overlap)

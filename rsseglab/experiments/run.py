@@ -120,6 +120,7 @@ def table(columns: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         _share(m.get("mean_boundary_f1")) for m in columns.values()
     ]
     rows["seam error, % points"] = [_points(m.get("seam_error")) for m in columns.values()]
+    rows["  its 95 % interval"] = [_interval(m.get("seam_error_interval95")) for m in columns.values()]
     for key, title, digits in (("seconds", "seconds", 1), ("peak_mib", "peak MiB", 0)):
         if any(key in m for m in columns.values()):
             rows[title] = [f"{m[key]:.{digits}f}" if key in m else "" for m in columns.values()]
@@ -131,4 +132,8 @@ def _share(value: float | None) -> str:
 
 
 def _points(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:+.2f}"
+    return "" if value is None or value != value else f"{100 * value:+.2f}"
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    return "" if ends is None else f"{100 * ends[0]:+.2f} to {100 * ends[1]:+.2f}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from rsseglab.errors import UserError
 from rsseglab.inference.windows import BLENDS, PLACEMENTS, blend_weights, stride_px, window_starts

@@ -4,7 +4,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.states import TrainerStatus
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from rsseglab.errors import UserError
 from rsseglab.scenes.datamodule import SceneDataModule
@@ -119,6 +119,7 @@ def fit(
         UserError: a scene or a setting is wrong.
         KeyboardInterrupt: Ctrl-C; ``last.ckpt`` stays.
     """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no news of devices, no advertisements
     torch.manual_seed(config.seed)
     data = SceneDataModule(
         train,
@@ -211,7 +212,6 @@ def _precision(name: str) -> str:
 
 
 def _run(trainer: Trainer, task: LightningModule, data: SceneDataModule, checkpoint: Path | None) -> None:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no news of devices and tips
     handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
@@ -238,12 +238,11 @@ class StepProgress(Callback):
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(trainer.global_step - self._bar.n)
 
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        """Close it."""
+        self.teardown(trainer, module, "fit")
+
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        """Close it, whatever happened."""
+        """Close it."""
         if hasattr(self, "_bar"):
             self._bar.close()
-
-
-def config_dict(config: TrainConfig) -> dict[str, Any]:
-    """The configuration in plain types, for the run record."""
-    return asdict(config)

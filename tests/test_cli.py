@@ -1,0 +1,183 @@
+"""The commands as a user types them: results, and one line with cause and remedy where something is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import rasterio
+from conftest import make_scene, write_raster
+
+from rsseglab.cli import main
+from rsseglab.training.records import RunRecord
+
+MANIFEST = """
+name = "tiny"
+title = "A tiny data set"
+page = "none"
+get = "made by the test"
+bands = ["red", "green", "blue"]
+ignore_values = [0]
+classes = [
+    { name = "water", value = 1, color = [0, 114, 178] },
+    { name = "land", value = 2, color = [230, 159, 0] },
+    { name = "road", value = 5, color = [0, 158, 115] },
+]
+traps = []
+[layout]
+image = "{id}_image.tif"
+label = "{id}_label.tif"
+[splits]
+train = ["a", "b"]
+val = ["c"]
+test = ["d", "e"]
+"""
+SMALL = ["--encoder", "mobilenetv3_small_050", "--crop", "64", "--batch-size", "2", "--val-window", "64"]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    for seed, name in enumerate("abcde"):
+        make_scene(folder, name, 96 + 7 * seed, 130 - 9 * seed, seed)
+    (folder / "tiny.toml").write_text(MANIFEST)
+    return folder
+
+
+def options(data):
+    return ["--data", str(data / "tiny.toml"), "--root", str(data)]
+
+
+@pytest.fixture(scope="session")
+def run(data, tmp_path_factory):
+    """A trained network, by the command itself."""
+    out = tmp_path_factory.mktemp("run")
+    assert main(["train", *options(data), *SMALL, "--steps", "30", "--lr", "3e-3", "--out", str(out)]) == 0
+    return out
+
+
+def refused(capsys, *arguments):
+    assert main([str(a) for a in arguments]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("rsseglab: ")
+    return message
+
+
+def test_train_predict_evaluate(data, run, tmp_path, capsys):
+    record = RunRecord.read(run / "record.json")
+    assert record.configuration["data"] == "tiny" and record.configuration["steps"] == 30
+    checkpoint = ["--checkpoint", str(run / "best.ckpt")]
+    assert main(["predict", *options(data), *checkpoint, "--output", str(tmp_path), "--window", "64"]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d.tif", "e.tif"]
+    out = ["--json", str(tmp_path / "scores.json")]
+    assert main(["evaluate", str(tmp_path / "d.tif"), str(tmp_path / "e.tif"), *options(data), *out]) == 0
+    shown = capsys.readouterr().out
+    assert "IoU water" in shown and "pooled" in shown and "seam error" in shown
+    scores = json.loads((tmp_path / "scores.json").read_text())["metrics"]
+    assert scores["pooled"]["mean_iou"] > 0.5 and set(scores["scenes"]) == {"d", "e"}
+    # The same without a manifest: the raster itself names its classes.
+    assert main(["evaluate", str(tmp_path / "d.tif"), "--label", str(data / "d_label.tif")]) == 0
+    assert f"{scores['scenes']['d']['mean_iou']:.3f}" in capsys.readouterr().out
+    # A mean over chosen classes is another number.
+    assert main(["evaluate", str(tmp_path / "d.tif"), *options(data), "--classes", "road"]) == 0
+    assert "mean IoU of 1 classes" in capsys.readouterr().out
+
+
+def test_predict_files_and_folders(data, run, tmp_path):
+    checkpoint = ["--checkpoint", str(run / "best.ckpt"), "--window", "64"]
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in "ab":
+        (images / f"{name}.tif").write_bytes((data / f"{name}_image.tif").read_bytes())
+    assert main(["predict", str(images / "a.tif"), *checkpoint, "--output", str(tmp_path / "one.tif")]) == 0
+    assert main(["predict", str(images), *checkpoint, "--output", str(tmp_path / "all"), "--probabilities"]) == 0
+    names = ["a.tif", "a_probabilities.tif", "b.tif", "b_probabilities.tif"]
+    assert sorted(p.name for p in (tmp_path / "all").iterdir()) == names
+    with rasterio.open(tmp_path / "one.tif") as one, rasterio.open(tmp_path / "all" / "a.tif") as other:
+        assert np.array_equal(one.read(), other.read()) and str(one.crs) == "EPSG:32633"
+
+
+def test_quickstart_leaves_its_three_files(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("RSSEGLAB_WEIGHTS", raising=False)
+    monkeypatch.setattr("rsseglab.experiments.quickstart.CROP_PX", 64)
+    assert main(["quickstart", *options(data), "--steps", "2", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    for row in ("IoU water", "mean IoU of 3 classes", "seam error", "seconds", "peak MiB", "majority class"):
+        assert row in shown
+    assert (tmp_path / "comparison.png").stat().st_size > 10_000
+    record = RunRecord.read(tmp_path / "record.json")
+    assert set(record.metrics["pooled"]) >= {"overlap 0", "overlap 0.5", "majority class"}
+    with rasterio.open(tmp_path / "prediction.tif") as file:
+        assert (file.width, file.height, str(file.crs)) == (103, 117, "EPSG:32633")
+
+
+def test_data_commands(capsys):
+    assert main(["data", "list"]) == 0
+    assert "deepglobe" in capsys.readouterr().out
+    assert main(["data", "show", "dubai"]) == 0
+    assert "tile7" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", "dubay"], "dubai"),
+        (["train", "--crop", "64", "--encoder", "resnet81"], "unknown encoder 'resnet81'; the nearest names are"),
+        (["train", "--crop", "64", "--decoder", "unett"], "unknown decoder 'unett'; the nearest names are unet"),
+        (["train", "--crop", "2048"], "is larger than scene"),
+        (["train", "--crop", "100"], "must be a multiple of 32"),
+        (["predict", "--checkpoint", "none.ckpt", "x.tif"], "no checkpoint at none.ckpt"),
+        (["predict", "--checkpoint", "none.ckpt", "x.tif", "--overlap", "1"], "overlap is 1.0"),
+        (["evaluate", "none.tif"], "either --data NAME, or --label"),
+    ],
+)
+def test_wrong_arguments(data, tmp_path, capsys, arguments, message):
+    if arguments[0] == "train":
+        arguments = [*arguments, "--out", str(tmp_path / "run"), "--steps", "1"]
+        if "--data" not in arguments:
+            arguments += options(data)
+    assert message in refused(capsys, *arguments)
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_wrong_files(data, run, tmp_path, capsys):
+    predict = ["predict", "--checkpoint", run / "best.ckpt", "--output", tmp_path / "p.tif"]
+    assert "does not exist" in refused(capsys, *predict, tmp_path / "none.tif")
+    four = write_raster(tmp_path / "five.tif", np.ones((5, 80, 80), np.uint8))
+    assert "has 5 bands but the checkpoint was trained on 3 (red, green, blue)" in refused(capsys, *predict, four)
+    cut = tmp_path / "cut.tif"
+    cut.write_bytes((data / "a_image.tif").read_bytes()[:15_000])
+    assert "cut.tif" in refused(capsys, *predict, cut)
+    nan = write_raster(tmp_path / "nan.tif", np.full((3, 80, 80), np.nan, np.float32))
+    assert "NaN or infinite values" in refused(capsys, *predict, nan)
+    assert "no checkpoint" in refused(capsys, "predict", data / "a_image.tif", "--checkpoint", tmp_path / "none.ckpt")
+    (tmp_path / "no.ckpt").write_text("x")
+    assert "is not a checkpoint of rsseglab" in refused(capsys, "predict", cut, "--checkpoint", tmp_path / "no.ckpt")
+    (tmp_path / "empty").mkdir()
+    assert "no raster in" in refused(capsys, *predict, tmp_path / "empty")
+    assert not (tmp_path / "p.tif").exists() and not list(tmp_path.glob("*.part"))
+
+
+def test_a_scene_without_any_label(data, run, tmp_path, capsys):
+    write_raster(tmp_path / "d_label.tif", np.zeros((117, 103), np.uint8))
+    main(["predict", str(data / "d_image.tif"), "--checkpoint", str(run / "best.ckpt"), "--output",
+          str(tmp_path / "d.tif"), "--window", "64"])  # fmt: skip
+    message = refused(capsys, "evaluate", tmp_path / "d.tif", "--label", tmp_path / "d_label.tif")
+    assert "no labelled pixel" in message
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs a system with signals (Linux, macOS)")
+def test_ctrl_c_is_exit_code_130(data, tmp_path):
+    command = [sys.executable, "-m", "rsseglab.cli", "train", *options(data), *SMALL, "--steps", "100000"]
+    command += ["--out", str(tmp_path), "--val-every", "4"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while not (tmp_path / "last.ckpt").exists() and time.monotonic() < until:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in errors.splitlines()[-1] and "Traceback" not in errors
