@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 # Two pytest workers on two cores: one thread each.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
-.PHONY: quickstart test test-slow notebooks lab lint format figures clean
+.PHONY: quickstart test test-slow notebooks lab lint format picture clean
 
 quickstart: $(INSTALLED)  ## train a small network and label whole scenes: minutes on a laptop
 	$(BIN)/rsseglab quickstart --data $(DATA)
@@ -34,8 +34,10 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-figures: $(INSTALLED)  ## the README's picture, from a quickstart's result
-	$(BIN)/python -m rsseglab.experiments.figures
+
+picture: quickstart  ## the README's picture and the run record behind it
+	cp outputs/quickstart/synthetic/comparison.png book/images/quickstart.png
+	cp outputs/quickstart/synthetic/record.json book/records/quickstart_synthetic.json
 
 clean:
 	rm -rf .venv outputs runs build dist

@@ -24,13 +24,13 @@ from rsseglab.scenes.synthetic import (
     write_synthetic_scene,
 )
 
-# A piece of land with a corner of a lattice cell in it, below and right of the origin.
+# A piece of land with corners of lattice cells in it, on both sides of the origin.
 LAND = Window(-100, 300, 400, 300)
 
 
 @pytest.fixture(scope="module")
 def land() -> tuple[np.ndarray, np.ndarray]:
-    return render(5, LAND)
+    return render(33, LAND)
 
 
 def hash_bits_plain(key: int, row: int, col: int) -> int:
@@ -87,10 +87,11 @@ def test_noise_has_mean_zero_and_variance_one_and_fields_are_independent() -> No
 @settings(max_examples=12, deadline=None)
 @given(st.data())
 def test_any_window_is_a_piece_of_the_whole(land: tuple[np.ndarray, np.ndarray], data: st.DataObject) -> None:
+    assert len(np.unique(land[1])) == len(CLASSES)
     row, col = data.draw(st.integers(0, LAND.height - 1)), data.draw(st.integers(0, LAND.width - 1))
     height = data.draw(st.integers(1, LAND.height - row))
     width = data.draw(st.integers(1, LAND.width - col))
-    pixels, values = render(5, Window(LAND.row + row, LAND.col + col, height, width))
+    pixels, values = render(33, Window(LAND.row + row, LAND.col + col, height, width))
     np.testing.assert_array_equal(pixels, land[0][:, row : row + height, col : col + width])
     np.testing.assert_array_equal(values, land[1][row : row + height, col : col + width])
 
@@ -136,12 +137,12 @@ def test_a_larger_scene_begins_with_the_smaller_one(tmp_path) -> None:
 
 def test_memory_does_not_grow_with_the_height(tmp_path) -> None:
     peaks = []
-    for height in (128, 1024):
+    for height in (512, 2048):
         tracemalloc.start()
         write_synthetic_scene(tmp_path, "a", height, 128, 1, block_px=64)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < 1.1 * peaks[0]
+    assert peaks[1] < 1.2 * peaks[0]
 
 
 def test_every_class_has_a_share_in_most_seeds() -> None:
@@ -175,9 +176,9 @@ def test_buildings_cast_shadows_to_the_south_east() -> None:
 
 
 def test_the_land_of_a_seed_stays_what_it_is() -> None:
-    # The default data set is written once and kept: who changes the land on purpose renames its folder.
-    pixels, values = render(1, Window(700, 300, 64, 64))
-    assert (zlib.crc32(pixels.tobytes()), zlib.crc32(values.tobytes())) == (0, 0)
+    # The default data set is written once and kept: who changes the land has to have it written again.
+    pixels, values = render(6, Window(500, 500, 64, 64))
+    assert (zlib.crc32(pixels.tobytes()), zlib.crc32(values.tobytes())) == (3955554020, 203882173)
 
 
 def test_seeds_give_different_lands() -> None:
