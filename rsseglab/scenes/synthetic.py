@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from rsseglab.errors import UserError
-from rsseglab.scenes.raster import BLOCK_PX, RasterWriter, Window
+from rsseglab.scenes.raster import BLOCK_PX, RasterWriter, Window, read_tags
 from rsseglab.scenes.scene import LabelClass
 
 Float = NDArray[np.float32]
@@ -44,6 +44,7 @@ CLASSES = (
 )
 #: What the label files hold where nobody has labelled: a rim of `RIM_PX` round the scene.
 IGNORE_VALUES = (0,)
+GENERATOR = 1  # goes up when the same seed gives another scene, so that scenes made before are made anew
 RIM_PX = 4
 
 GSD_M = 0.5
@@ -569,8 +570,9 @@ def write_synthetic_scene(
     transform = Affine(GSD_M, 0, ORIGIN_M[0], 0, -GSD_M, ORIGIN_M[1])
     image_path, label_path = Path(folder) / f"{name}_image.tif", Path(folder) / f"{name}_label.tif"
     image_writer = RasterWriter(
-        image_path, height, width, 3, "uint8", crs, transform, descriptions=("red", "green", "blue")
-    )
+        image_path, height, width, 3, "uint8", crs, transform,
+        tags={"generator": str(GENERATOR)}, descriptions=("red", "green", "blue"),
+    )  # fmt: skip
     label_writer = RasterWriter(
         label_path, height, width, 1, "uint8", crs, transform, nodata=IGNORE_VALUES[0],
         colors={c.value: c.color for c in CLASSES}, tags={f"class_{c.value}": c.name for c in CLASSES},
@@ -595,7 +597,7 @@ def _trim(values: NDArray[np.uint8], window: Window, height: int, width: int) ->
 
 
 def ensure_synthetic(root: str | Path) -> None:
-    """Write what is missing of the synthetic data set (`SCENES`) under a folder; seconds, once.
+    """Write what is missing of the synthetic data set (`SCENES`), or older than `GENERATOR`; seconds, once.
 
     Safe to call from several processes at a time: a scene is written aside, then given its name.
 
@@ -603,7 +605,7 @@ def ensure_synthetic(root: str | Path) -> None:
         UserError: the folder cannot be written to.
     """
     root = Path(root)
-    missing = [n for n in SCENES if not all((root / f"{n}_{part}.tif").exists() for part in ("image", "label"))]
+    missing = [name for name in SCENES if not _is_current(root, name)]
     if not missing:
         return
     try:
@@ -615,3 +617,8 @@ def ensure_synthetic(root: str | Path) -> None:
         for name in missing:
             for path in write_synthetic_scene(folder, name, *SCENES[name]):
                 path.replace(root / path.name)
+
+
+def _is_current(root: Path, name: str) -> bool:
+    image, label = root / f"{name}_image.tif", root / f"{name}_label.tif"
+    return image.exists() and label.exists() and read_tags(image).get("generator") == str(GENERATOR)

@@ -176,7 +176,7 @@ def test_buildings_cast_shadows_to_the_south_east() -> None:
 
 
 def test_the_land_of_a_seed_stays_what_it_is() -> None:
-    # The default data set is written once and kept: who changes the land has to have it written again.
+    # The default data set is written once and kept: who changes the land raises GENERATOR as well.
     pixels, values = render(6, Window(500, 500, 64, 64))
     assert (zlib.crc32(pixels.tobytes()), zlib.crc32(values.tobytes())) == (3955554020, 203882173)
 
@@ -227,6 +227,16 @@ def test_ensure_writes_what_is_missing_and_only_that(tmp_path, small_set) -> Non
     ensure_synthetic(root)
     changed = {p.name for p in root.iterdir() if p.stat().st_mtime_ns != stamps[p.name]}
     assert changed == {"val_1_image.tif", "val_1_label.tif"}
+
+
+def test_ensure_writes_anew_what_an_older_generator_wrote(tmp_path, small_set, monkeypatch) -> None:
+    monkeypatch.setattr("rsseglab.scenes.synthetic.GENERATOR", 0)
+    ensure_synthetic(tmp_path)
+    before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    monkeypatch.undo()
+    monkeypatch.setattr("rsseglab.scenes.synthetic.SCENES", small_set)
+    ensure_synthetic(tmp_path)
+    assert all(p.stat().st_mtime_ns != before[p.name] for p in tmp_path.iterdir())
 
 
 def test_ensure_says_where_it_cannot_write(tmp_path, small_set) -> None:
