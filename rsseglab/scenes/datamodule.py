@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchgeo.datamodules import NonGeoDataModule
 
 from rsseglab.errors import UserError
-from rsseglab.scenes.scene import Scene, Window
+from rsseglab.scenes.scene import IGNORE_INDEX, Scene, Window
 
 Sample = dict[str, Tensor]
 
@@ -176,12 +176,12 @@ class SceneDataModule(NonGeoDataModule):
         val: scenes with labels to validate on.
         crop_px: side of a training crop.
         batch_size: crops a step.
-        steps_per_epoch: steps between two validations.
+        steps: length of the run.
+        val_every: steps between two validations, an epoch; the last may be shorter.
         val_window_px: side of a validation window; ``None`` for whole scenes, one a batch.
         augment: whether to augment training crops.
         seed: seed of crops and augmentation.
         num_workers: processes that read ahead.
-        statistics: mean and standard deviation of each band, where known; measured on the first crops otherwise.
 
     Raises:
         UserError: there is nothing to train on, scenes differ in bands or classes, a scene is smaller than a crop.
@@ -194,20 +194,21 @@ class SceneDataModule(NonGeoDataModule):
         *,
         crop_px: int = 256,
         batch_size: int = 8,
-        steps_per_epoch: int = 50,
+        steps: int = 1000,
+        val_every: int = 100,
         val_window_px: int | None = 512,
         augment: bool = True,
         seed: int = 0,
         num_workers: int = 0,
-        statistics: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__(CropDataset, batch_size, num_workers)  # type: ignore[arg-type]
         check_alike([*train, *val])
+        check_labelled([*train, *val])
         self.train_scenes, self.val_scenes = list(train), list(val)
         self.crop_px, self.val_window_px, self.seed = crop_px, val_window_px, seed
-        self.steps_per_epoch = steps_per_epoch
+        self.steps, self.val_every = steps, val_every
         self.val_batch_size = 1 if val_window_px is None else batch_size
-        mean, std = statistics or band_statistics(CropDataset(train, crop_px, seed))
+        mean, std = band_statistics(CropDataset(train, crop_px, seed))
         self.mean, self.std = mean.float(), std.float()
         normalize = K.Normalize(mean=self.mean, std=self.std)
         self.aug = K.AugmentationSequential(normalize, data_keys=None, keepdim=True)
@@ -231,8 +232,9 @@ class SceneDataModule(NonGeoDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Crops of the coming steps, see `StepSampler`."""
-        samples = self.steps_per_epoch * self.batch_size
-        sampler = StepSampler(samples, lambda: self.trainer.global_step if self.trainer else 0, self.batch_size)
+        first = self._step() // self.val_every * self.val_every  # of this epoch, also where a run is resumed in it
+        samples = min(self.val_every, self.steps - first) * self.batch_size
+        sampler = StepSampler(samples, self._step, self.batch_size)
         return DataLoader(
             self.train_dataset,  # type: ignore[arg-type]
             batch_size=self.batch_size,
@@ -241,12 +243,14 @@ class SceneDataModule(NonGeoDataModule):
             persistent_workers=self.num_workers > 0,
         )
 
+    def _step(self) -> int:
+        return self.trainer.global_step if self.trainer else 0
+
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
         """Normalise and augment on the device; the draws depend on seed and step alone."""
-        step = self.trainer.global_step if self.trainer else 0
         devices: list[Any] = [batch["image"].device] if batch["image"].is_cuda else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(self.seed * 1_000_003 + step)
+            torch.manual_seed(self.seed * 1_000_003 + self._step())
             return super().on_after_batch_transfer(batch, dataloader_idx)
 
 
@@ -267,3 +271,18 @@ def check_alike(scenes: Sequence[Scene]) -> None:
             )
         if scene.classes != first.classes:
             raise UserError(f"scenes {scene.name} and {first.name} have other classes; give scenes of one data set.")
+
+
+def check_labelled(scenes: Sequence[Scene]) -> None:
+    """Each scene must have a pixel that counts.
+
+    Raises:
+        UserError: a scene has no label, or its label is all ignored.
+    """
+    for scene in scenes:
+        rows = (Window(row, 0, 256, scene.width) for row in range(0, scene.height, 256))
+        if not any((scene.read_label(window) != IGNORE_INDEX).any() for window in rows):
+            raise UserError(
+                f"scene {scene.name} has no labelled pixel: its label holds only ignore values "
+                f"{list(scene.ignore_values)} or nodata; give another label, or leave the scene out."
+            )

@@ -1,6 +1,7 @@
 """A self-describing checkpoint: the network, and all that predicting with it needs."""
 
 import pickle
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,13 +47,26 @@ class TrainedNetwork:
         """Whether the network can label a scene.
 
         Raises:
-            UserError: the scene has another number of bands.
+            UserError: the scene has another number of bands, or its bands have other names.
         """
+        wanted = f"{', '.join(self.bands[:8])}{', ...' if len(self.bands) > 8 else ''}"
         if scene.count != len(self.bands):
             raise UserError(
                 f"scene {scene.name} has {scene.count} bands but the checkpoint was trained on {len(self.bands)} "
-                f"({', '.join(self.bands[:8])}{', ...' if len(self.bands) > 8 else ''}); "
-                "give the same bands, or train on these."
+                f"({wanted}); give the same bands (one file a band: in a manifest, see --data), or train on these."
+            )
+        # A file without names of bands is taken at its word.
+        named = not any(name.startswith("band_") for name in (*self.bands, *scene.bands))
+        if named and [n.lower() for n in scene.bands] != [n.lower() for n in self.bands]:
+            raise UserError(
+                f"scene {scene.name} has the bands {', '.join(scene.bands)} but the checkpoint was trained on "
+                f"{wanted}; give the same bands in the same order."
+            )
+        if scene.gsd_m and self.gsd_m and not 2 / 3 < scene.gsd_m / self.gsd_m < 3 / 2:
+            warnings.warn(
+                f"scene {scene.name} has pixels of {scene.gsd_m} m, the checkpoint was trained on {self.gsd_m} m: "
+                "expect a worse map, or resample the scene",
+                stacklevel=2,
             )
 
     def normalize(self, image: Tensor) -> Tensor:
@@ -74,6 +88,26 @@ def describe(scene: Scene, mean: Tensor, std: Tensor, crop_px: int) -> dict[str,
     }
 
 
+def load_state(path: Path) -> dict[str, Any]:
+    """Load what a checkpoint file holds, without running any code in it.
+
+    Raises:
+        UserError: the file is missing or is no checkpoint of rsseglab.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        metadata = state["hyper_parameters"]["metadata"]
+    except FileNotFoundError:
+        raise UserError(f"no checkpoint at {path}; train one with 'rsseglab train'.") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; name the file in it, such as {path / 'best.ckpt'}.") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+        raise _not_ours(path) from error
+    if not isinstance(metadata, dict) or not isinstance(state.get("state_dict"), dict):
+        raise _not_ours(path)
+    return state
+
+
 def load_checkpoint(path: str | Path) -> TrainedNetwork:
     """Load a checkpoint that `rsseglab train` wrote, in eval mode on the CPU.
 
@@ -84,14 +118,7 @@ def load_checkpoint(path: str | Path) -> TrainedNetwork:
         UserError: the file is missing or is no checkpoint of rsseglab.
     """
     path = Path(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"no checkpoint at {path}; train one with 'rsseglab train'.") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; name the file in it, such as {path / 'best.ckpt'}.") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise _not_ours(path) from error
+    state = load_state(path)
     try:
         h, meta = state["hyper_parameters"], state["hyper_parameters"]["metadata"]
         parameters = {k.removeprefix("model."): v for k, v in state["state_dict"].items() if k.startswith("model.")}

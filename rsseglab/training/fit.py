@@ -1,17 +1,18 @@
 """Train a cropped baseline on scenes, and keep the best checkpoint by validation."""
 
 import logging
+import math
 import signal
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.states import TrainerStatus
 from tqdm.auto import tqdm
@@ -19,9 +20,11 @@ from tqdm.auto import tqdm
 from rsseglab.errors import UserError
 from rsseglab.scenes.datamodule import SceneDataModule
 from rsseglab.scenes.scene import Scene
-from rsseglab.training.checkpoint import describe
+from rsseglab.training.checkpoint import describe, load_state
 from rsseglab.training.losses import LOSSES
 from rsseglab.training.task import SceneSegmentationTask
+
+PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "64-true")
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class TrainConfig:
         augment: whether crops are flipped, turned and varied in brightness and contrast.
         seed: of everything random.
         num_workers: processes that read ahead.
-        precision: Lightning's name; "auto" for bfloat16 or float16 AMP where the device has it.
+        precision: Lightning's name, one of `PRECISIONS`; "auto" for bfloat16 or float16 AMP where the device has it.
     """
 
     encoder: str = "resnet18"
@@ -68,11 +71,15 @@ class TrainConfig:
         for name in ("steps", "batch_size", "val_every", "lr"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be greater than 0.")
+        for name in ("seed", "num_workers", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must not be negative.")
         for name in ("crop_px", "val_window_px"):
             side = getattr(self, name)
             if side is not None and (side <= 0 or side % 32):
                 raise UserError(f"{name} is {side}; it must be a multiple of 32, such as {max(side // 32, 1) * 32}.")
-        for name, known in (("schedule", ("cosine", "poly")), ("loss", LOSSES)):
+        choices = {"schedule": ("cosine", "poly"), "loss": LOSSES, "precision": PRECISIONS}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UserError(f"unknown {name} '{getattr(self, name)}'; choose one of {', '.join(known)}.")
 
@@ -111,12 +118,13 @@ def fit(
         val: scenes to select by.
         config: the run.
         folder: where checkpoints and the log go.
-        resume: go on from ``last.ckpt`` if there is one: the run then repeats, step by step, the one that was not
-            interrupted.
+        resume: go on from ``last.ckpt``, where there is one: the run repeats, step by step and validation by
+            validation, the one that was not interrupted.
         progress: whether to draw a progress bar.
 
     Raises:
-        UserError: a scene or a setting is wrong.
+        UserError: a scene or a setting is wrong; the folder holds another run; the loss is not finite; the disk is
+            full.
         KeyboardInterrupt: Ctrl-C; ``last.ckpt`` stays.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no news of devices, no advertisements
@@ -126,7 +134,8 @@ def fit(
         val,
         crop_px=config.crop_px,
         batch_size=config.batch_size,
-        steps_per_epoch=min(config.val_every, config.steps),
+        steps=config.steps,
+        val_every=config.val_every,
         val_window_px=config.val_window_px,
         augment=config.augment,
         seed=config.seed,
@@ -145,31 +154,41 @@ def fit(
         steps=config.steps,
         warmup_steps=min(20, config.steps // 10),
         seed=config.seed,
-        metadata=describe(train[0], data.mean, data.std, config.crop_px),
+        metadata={**describe(train[0], data.mean, data.std, config.crop_px), "config": asdict(config)},
     )
     last = folder / "last.ckpt"
-    resume = resume and last.is_file()
-    _keep_log(folder)
-    best = ModelCheckpoint(
-        folder,
-        "best",
-        monitor=task.monitor,
-        mode=task.mode,
-        enable_version_counter=False,
-        save_on_train_epoch_end=False,
-    )
-    trainer = make_trainer(config, folder, [best, _keep_last(folder, config), *([StepProgress()] if progress else [])])
+    if last.is_file():
+        _check_same_run(last, task, resume)
+    keep = KeepCheckpoints(folder, every=max(1, config.val_every // 2))
     start = perf_counter()
-    with warnings.catch_warnings():
-        # Advice of Lightning's on workers and loggers that does not apply to runs of minutes.
-        warnings.filterwarnings("ignore", module="lightning")
-        _run(trainer, task, data, last if resume else None)
+    try:
+        _keep_log(folder)
+        trainer = make_trainer(config, folder, [keep, *([StepProgress()] if progress else [])])
+        with warnings.catch_warnings():
+            # Advice of Lightning's on workers and loggers that does not apply to runs of minutes.
+            warnings.filterwarnings("ignore", module="lightning")
+            _run(trainer, task, data, last if last.is_file() else None)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error}); free some space or choose another --out.") from error
     return TrainResult(
-        checkpoint=Path(best.best_model_path),
-        val_mean_iou=float(best.best_model_score) if best.best_model_score is not None else float("nan"),
+        checkpoint=keep.best,
+        val_mean_iou=keep.best_score,
         seconds=perf_counter() - start,
         parameters=sum(p.numel() for p in task.model.parameters()),
     )
+
+
+def _check_same_run(last: Path, task: SceneSegmentationTask, resume: bool) -> None:
+    if not resume:
+        raise UserError(f"{last.parent} holds a run already; give --resume to go on with it, or another --out.")
+    before, now = load_state(last)["hyper_parameters"]["metadata"], task.hparams["metadata"]
+    for old, new in ((before.get("config", {}), now["config"]), (before, now)):
+        for key in new:
+            if old.get(key) != new[key]:
+                raise UserError(
+                    f"the run in {last.parent} has {key} = {old.get(key)}, not {new[key]}; "
+                    "resume it with its own settings and data, or choose another --out."
+                )
 
 
 def make_trainer(config: TrainConfig, folder: Path, callbacks: list[Callback]) -> Trainer:
@@ -180,10 +199,12 @@ def make_trainer(config: TrainConfig, folder: Path, callbacks: list[Callback]) -
         precision=_precision(config.precision),  # type: ignore[arg-type]
         max_steps=config.steps,
         check_val_every_n_epoch=1,
+        reload_dataloaders_every_n_epochs=1,  # the last epoch may be shorter
         num_sanity_val_steps=0,
         log_every_n_steps=10,
         logger=CSVLogger(folder, name="", version=""),
         callbacks=callbacks,
+        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
@@ -196,11 +217,6 @@ def _keep_log(folder: Path) -> None:
     if log.is_file():
         earlier = len(list(folder.glob("metrics.*.csv")))
         log.rename(folder / f"metrics.{earlier + 1}.csv")
-
-
-def _keep_last(folder: Path, config: TrainConfig) -> ModelCheckpoint:
-    every = max(1, min(config.val_every, config.steps) // 2)
-    return ModelCheckpoint(folder, "last", every_n_train_steps=every, save_top_k=1, enable_version_counter=False)
 
 
 def _precision(name: str) -> str:
@@ -221,6 +237,49 @@ def _run(trainer: Trainer, task: LightningModule, data: SceneDataModule, checkpo
             signal.signal(signal.SIGINT, handler)
             raise KeyboardInterrupt from None
         raise
+
+
+class KeepCheckpoints(Callback):
+    """Keeps ``best.ckpt`` by validation, and ``last.ckpt`` after each validation and between two of them.
+
+    Lightning's own callback would also save after the last step *before* a validation, and a run resumed from there
+    skips that validation; and it keeps absolute paths, so that a run's folder could not be moved.
+
+    Args:
+        folder: where they go.
+        every: steps between two checkpoints.
+    """
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self.folder, self.every = folder, every
+        self.best_score = -math.inf
+
+    @property
+    def best(self) -> Path:
+        """The best checkpoint so far."""
+        return self.folder / "best.ckpt"
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run has to know."""
+        return {"best_score": self.best_score}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with it."""
+        self.best_score = state["best_score"]
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        """Save between two validations."""
+        ends_epoch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if trainer.global_step % self.every == 0 and not ends_epoch:
+            trainer.save_checkpoint(self.folder / "last.ckpt")
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Save after a validation."""
+        score = float(trainer.callback_metrics["val_mean_iou"])
+        if score > self.best_score:
+            self.best_score = score
+            trainer.save_checkpoint(self.best)
+        trainer.save_checkpoint(self.folder / "last.ckpt")
 
 
 class StepProgress(Callback):

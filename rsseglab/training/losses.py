@@ -7,29 +7,23 @@ from torch import Tensor, nn
 from rsseglab.scenes.scene import IGNORE_INDEX
 
 
-def cross_entropy(
-    logits: Tensor, label: Tensor, weight: Tensor | None = None, ignore_index: int = IGNORE_INDEX
-) -> Tensor:
+def cross_entropy(logits: Tensor, label: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
     r"""Cross-entropy, averaged over the pixels that count.
 
-    .. math:: L = \frac{\sum_{i \in V} w_{y_i}\,(-\log p_{i, y_i})}{\sum_{i \in V} w_{y_i}}, \qquad
-              V = \{i : y_i \ne \mathrm{ignore}\}
+    .. math:: L = \frac{1}{|V|} \sum_{i \in V} -\log p_{i, y_i}, \qquad V = \{i : y_i \ne \mathrm{ignore}\}
 
     A batch in which no pixel counts has loss 0 (torch gives NaN), so that it changes no parameter.
 
     Args:
         logits: shape (B, K, H, W).
         label: shape (B, H, W), class indices.
-        weight: shape (K), one weight a class.
         ignore_index: label of the pixels that do not count.
 
     Returns:
         A scalar.
     """
-    total = F.cross_entropy(logits, label, weight, ignore_index=ignore_index, reduction="sum")
-    counts = label != ignore_index
-    norm = counts.sum() if weight is None else weight[label[counts]].sum()
-    return total / norm.to(total.dtype).clamp(min=torch.finfo(total.dtype).tiny)
+    total = F.cross_entropy(logits, label, ignore_index=ignore_index, reduction="sum")
+    return total / (label != ignore_index).sum().clamp(min=1)
 
 
 def dice(logits: Tensor, label: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
@@ -65,25 +59,19 @@ class SegmentationLoss(nn.Module):
 
     Args:
         name: names of `cross_entropy` and `dice`, joined by "+".
-        class_weights: shape (K), for the cross-entropy.
         ignore_index: label of the pixels that do not count.
     """
 
-    def __init__(
-        self, name: str = "ce+dice", class_weights: Tensor | None = None, ignore_index: int = IGNORE_INDEX
-    ) -> None:
+    def __init__(self, name: str = "ce+dice", ignore_index: int = IGNORE_INDEX) -> None:
         super().__init__()
-        self.class_weights: Tensor | None
-        self.names = name.split("+")
-        self.ignore_index = ignore_index
-        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.names, self.ignore_index = name.split("+"), ignore_index
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         """Loss of logits (B, K, H, W) against labels (B, H, W); computed in float32 under AMP."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
         loss = logits.new_zeros(())
         if "ce" in self.names:
-            loss = loss + cross_entropy(logits, label, self.class_weights, self.ignore_index)
+            loss = loss + cross_entropy(logits, label, self.ignore_index)
         if "dice" in self.names:
             loss = loss + dice(logits, label, self.ignore_index)
         return loss

@@ -1,7 +1,6 @@
 """A LightningModule that trains any encoder with any decoder on crops of scenes."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from rsseglab.decoders import create_network
+from rsseglab.errors import UserError
 from rsseglab.scenes.scene import IGNORE_INDEX
 from rsseglab.training.losses import SegmentationLoss
 
@@ -33,7 +33,6 @@ class SceneSegmentationTask(SemanticSegmentationTask):
         in_channels: number of bands.
         num_classes: number of classes K.
         loss: "ce", "dice" or "ce+dice".
-        class_weights: one weight a class, for the cross-entropy.
         ignore_index: label of the pixels that do not count.
         lr: highest learning rate.
         weight_decay: of AdamW.
@@ -56,7 +55,6 @@ class SceneSegmentationTask(SemanticSegmentationTask):
         in_channels: int = 3,
         num_classes: int = 2,
         loss: str = "ce+dice",
-        class_weights: Sequence[float] | None = None,
         ignore_index: int = IGNORE_INDEX,
         lr: float = 1e-3,
         weight_decay: float = 1e-2,
@@ -73,7 +71,6 @@ class SceneSegmentationTask(SemanticSegmentationTask):
             in_channels=in_channels,
             num_classes=num_classes,
             loss=loss,  # type: ignore[arg-type]
-            class_weights=class_weights,
             ignore_index=ignore_index,
             lr=lr,
         )
@@ -87,9 +84,7 @@ class SceneSegmentationTask(SemanticSegmentationTask):
 
     def configure_losses(self) -> None:
         """Build the loss."""
-        weights = self.hparams["class_weights"]
-        tensor = None if weights is None else torch.tensor(weights, dtype=torch.float32)
-        self.criterion = SegmentationLoss(self.hparams["loss"], tensor, self.hparams["ignore_index"])
+        self.criterion = SegmentationLoss(self.hparams["loss"], self.hparams["ignore_index"])
 
     def configure_metrics(self) -> None:
         """Overall accuracy and mean IoU over classes, of the pixels that count."""
@@ -119,6 +114,17 @@ class SceneSegmentationTask(SemanticSegmentationTask):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the step."""
         torch.manual_seed(self.hparams["seed"] * 1_000_003 + self.global_step)
+
+    def training_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Torchgeo's step, ended by an error where the loss is lost.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        loss = super().training_step(batch, batch_idx, dataloader_idx)
+        if not torch.isfinite(loss):
+            raise UserError(f"the loss is {float(loss)} at step {self.global_step}; lower the learning rate.")
+        return loss
 
 
 def rate(step: int, steps: int, warmup_steps: int, schedule: str) -> float:

@@ -79,12 +79,17 @@ def test_statistics_leave_out_pixels_without_data(tmp_path):
 
 
 def test_augmentation_moves_image_and_label_alike(scenes):
-    data = SceneDataModule(scenes, scenes[:1], crop_px=32, batch_size=4, steps_per_epoch=2)
+    data = SceneDataModule(scenes, scenes[:1], crop_px=32, batch_size=4, steps=2)
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     # An image that is its own label survives any flip and turn if both are moved alike.
     batch["image"] = batch["mask"][:, None].float().expand(-1, 3, -1, -1).contiguous()
     geometric = data.train_aug(dict(batch))
+    seen = set()
+    for _ in range(30):
+        moved = data.train_aug(dict(batch))["mask"][0]
+        seen.add(tuple(moved.flatten().tolist()))
+    assert len(seen) == 8  # every flip and turn of a square
     plain = data.aug(dict(batch))
     assert geometric["mask"].dtype == torch.int64
     for before, after in zip(batch["mask"], geometric["mask"], strict=True):
@@ -110,3 +115,11 @@ def test_errors_name_cause_and_remedy(tmp_path, scenes):
     four = make_scene(tmp_path, "c", bands=4)
     with pytest.raises(UserError, match="scene c has 4 bands but a has 3"):
         SceneDataModule([*scenes, four], scenes, crop_px=32)
+
+
+def test_a_scene_without_labels_is_refused(tmp_path, scenes):
+    write_raster(tmp_path / "empty.tif", np.zeros((96, 130), np.uint8))
+    empty = Scene(tmp_path / "a_image.tif", tmp_path / "empty.tif", scenes[0].classes, [0], bands=scenes[0].bands)
+    for train, val in (([empty], scenes), (scenes, [empty])):
+        with pytest.raises(UserError, match="scene a_image has no labelled pixel"):
+            SceneDataModule(train, val, crop_px=32)

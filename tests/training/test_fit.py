@@ -20,31 +20,81 @@ def scenes(tmp_path):
     return [make_scene(tmp_path, "a", seed=0)], [make_scene(tmp_path, "b", 70, 100, seed=1)]
 
 
-def state(folder):
-    return torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+def state(folder, name="last"):
+    return torch.load(folder / f"{name}.ckpt", weights_only=True)["state_dict"]
 
 
-def test_a_killed_run_resumes_as_if_it_had_not_been(tmp_path, scenes, monkeypatch):
-    whole = fit(*scenes, TINY, tmp_path / "whole", progress=False)
+def validations(*logs):
+    rows = [row for log in logs for row in csv.DictReader(log.open())]
+    return [(int(row["step"]), row["val_mean_iou"]) for row in rows if row["val_mean_iou"]]
 
-    advance = module.StepProgress.on_train_batch_end
+
+@pytest.mark.parametrize(
+    ("hook", "step"), [("on_train_batch_end", 7), ("on_validation_start", 8), ("on_train_batch_start", 8)]
+)
+def test_a_killed_run_resumes_as_if_it_had_not_been(tmp_path, scenes, monkeypatch, hook, step):
+    """Killed between two checkpoints, before a validation, and after one; the last epoch is shorter."""
+    config = TrainConfig(**{**vars(TINY), "steps": 10})
+    whole = fit(*scenes, config, tmp_path / "whole", progress=False)
 
     def killed(self, trainer, *rest):
-        advance(self, trainer, *rest)
-        if trainer.global_step == 7:  # between two checkpoints
+        if trainer.global_step == step:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.StepProgress, "on_train_batch_end", killed)
+    monkeypatch.setattr(module.StepProgress, hook, killed)
     with pytest.raises(KeyboardInterrupt):
-        fit(*scenes, TINY, tmp_path / "killed")
+        fit(*scenes, config, tmp_path / "killed")
     monkeypatch.undo()
-    assert torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)["global_step"] == 6
-    resumed = fit(*scenes, TINY, tmp_path / "killed", resume=True, progress=False)
+    (tmp_path / "killed").rename(tmp_path / "moved")
+    resumed = fit(*scenes, config, tmp_path / "moved", resume=True, progress=False)
 
-    for key, value in state(tmp_path / "whole").items():
-        assert torch.equal(value, state(tmp_path / "killed")[key]), key
-    assert resumed.val_mean_iou == whole.val_mean_iou
-    assert (tmp_path / "killed" / "metrics.1.csv").is_file()
+    for name in ("last", "best"):
+        for key, value in state(tmp_path / "whole", name).items():
+            assert torch.equal(value, state(tmp_path / "moved", name)[key]), key
+    assert resumed.val_mean_iou == whole.val_mean_iou and resumed.checkpoint == tmp_path / "moved" / "best.ckpt"
+    expected = validations(tmp_path / "whole" / "metrics.csv")
+    assert [s for s, _ in expected] == [3, 7, 9]
+    logs = [tmp_path / "moved" / name for name in ("metrics.1.csv", "metrics.csv")]
+    assert validations(*(log for log in logs if log.exists())) == expected
+
+
+def test_the_best_checkpoint_is_the_best(tmp_path, scenes):
+    result = fit(*scenes, TrainConfig(**{**vars(TINY), "steps": 12, "val_every": 2}), tmp_path, progress=False)
+    scores = [float(score) for _, score in validations(tmp_path / "metrics.csv")]
+    assert result.val_mean_iou == pytest.approx(max(scores), abs=1e-6) and min(scores) < max(scores)
+
+
+def test_another_run_is_neither_overwritten_nor_resumed(tmp_path, scenes):
+    config = TrainConfig(**{**vars(TINY), "steps": 2, "val_every": 2})
+    fit(*scenes, config, tmp_path, progress=False)
+    with pytest.raises(UserError, match="holds a run already; give --resume"):
+        fit(*scenes, config, tmp_path, progress=False)
+    with pytest.raises(UserError, match=r"has lr = 0.003, not 0.5; resume it with its own settings"):
+        fit(*scenes, TrainConfig(**{**vars(config), "lr": 0.5}), tmp_path, resume=True, progress=False)
+    with pytest.raises(UserError, match="has mean = "):
+        fit(scenes[1], scenes[1], config, tmp_path, resume=True, progress=False)
+
+
+def test_random_numbers_of_a_step_do_not_depend_on_what_came_before():
+    task = SceneSegmentationTask(backbone="mobilenetv3_small_050", num_classes=3, seed=3)
+    draws = []
+    for burn in (0, 17):
+        torch.rand(burn)
+        task.on_train_batch_start(None, 0)
+        draws.append(torch.rand(4))
+    assert torch.equal(*draws)
+
+
+def test_a_lost_loss_and_a_full_disk_are_said_plainly(tmp_path, scenes, monkeypatch):
+    with pytest.raises(UserError, match="the loss is .* lower the learning rate"):
+        fit(*scenes, TrainConfig(**{**vars(TINY), "lr": 1e30}), tmp_path / "a", progress=False)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.Trainer, "save_checkpoint", full)
+    with pytest.raises(UserError, match="No space left on device.*free some space"):
+        fit(*scenes, TINY, tmp_path / "b", progress=False)
 
 
 def test_a_seed_gives_the_same_network_again(tmp_path, scenes):
@@ -97,6 +147,8 @@ def test_rates():
         ({"crop_px": 100}, "crop_px is 100; it must be a multiple of 32"),
         ({"schedule": "step"}, "unknown schedule 'step'; choose one of cosine, poly"),
         ({"loss": "focal"}, "unknown loss 'focal'"),
+        ({"precision": "foo"}, "unknown precision 'foo'"),
+        ({"seed": -1}, "seed is -1"),
     ],
 )
 def test_bad_settings(change, message):
