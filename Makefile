@@ -29,6 +29,7 @@ lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --strict -p rsseglab.scenes
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
@@ -36,6 +37,7 @@ format: $(INSTALLED)
 
 
 picture: quickstart  ## the README's picture and the run record behind it
+	mkdir -p book/images book/records
 	cp outputs/quickstart/synthetic/comparison.png book/images/quickstart.png
 	cp outputs/quickstart/synthetic/record.json book/records/quickstart_synthetic.json
 

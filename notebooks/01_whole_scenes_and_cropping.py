@@ -38,9 +38,8 @@ import torch
 
 from rsseglab import plots
 from rsseglab.evaluation import evaluate_scene
-from rsseglab.experiments.run import placement_of
-from rsseglab.inference.crops import Cropping
-from rsseglab.inference.predict import predict_scene, read_normalized
+from rsseglab.inference import Cropping, crop_and_merge, predict_scene
+from rsseglab.inference.predict import read_normalized
 from rsseglab.scenes import Window
 from rsseglab.scenes.manifest import load_manifest
 from rsseglab.training.checkpoint import load_checkpoint
@@ -98,7 +97,7 @@ predicted = plots.prediction_thumbnail(flat.path, scene, max_px=10_000)
 # ## 4. The cause: the network looks past the border and sees zeros
 #
 # This scene is small enough to be labelled whole, in one go, so we can compare. A pixel in the middle of a window gets
-# the same answer either way. A pixel near a border does not: its *receptive field* reaches outside the window, where
+# nearly the same answer either way. A pixel near a border does not: its *receptive field* reaches outside the window, where
 # the crop has nothing but padding.
 
 # %%
@@ -157,7 +156,7 @@ for overlap, blend in [(0.0, "flat"), (0.25, "flat"), (0.25, "hann"), (0.5, "han
     cropping = Cropping(side, overlap, blend)
     path = folder / f"{blend}_{overlap:g}.tif"
     done = predict_scene(trained, scene, path, cropping, progress=False)
-    score = evaluate_scene(path, scene, placement=placement_of(path, scene))
+    score = evaluate_scene(path, scene)
     windows = len(cropping.starts(scene.height)) * len(cropping.starts(scene.width))
     low, high = score.seams.interval()
     rows_shown[f"overlap {overlap:.0%}, {blend}"] = {
@@ -207,7 +206,6 @@ plt.show()
 # one of the two it is wrong: the accuracy over the pair is exactly one half, for **any** network and any overlap.
 
 # %%
-from rsseglab.inference.crops import crop_and_merge
 from rsseglab.scenes.twins import normalise, pair_accuracy, twin_scenes
 
 twins = twin_scenes(320, 320, context_px=64, seed=3)

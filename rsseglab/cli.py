@@ -24,13 +24,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except UserError as error:
-        print(f"rsseglab: {error}", file=sys.stderr)
+        # A reading process wraps the message in its own traceback: the last line is ours.
+        line = str(error).strip().splitlines()[-1].removeprefix("rsseglab.errors.UserError: ")
+        print(f"rsseglab: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nrsseglab: interrupted; what was finished stays, 'rsseglab train --resume' goes on.", file=sys.stderr)
+        remedy = "; the same command with --resume goes on." if "resume" in args else "; no half-written file is left."
+        print(f"\nrsseglab: interrupted{remedy}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"rsseglab: {error}; check the path, the permissions and the free space.", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -176,35 +182,51 @@ def _add_predict(commands: "_Commands") -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("predictions"), metavar="PATH", help="a .tif for one scene, or a folder"
     )
-    parser.add_argument("--window", type=int, default=512, metavar="PX", help="side of a window")
+    parser.add_argument(
+        "--window",
+        type=int,
+        default=None,
+        metavar="PX",
+        help="side of a window; the training crops' if not given",
+    )
     parser.add_argument("--overlap", type=float, default=0.5, help="shared part of a window's side, 0 to less than 1")
     parser.add_argument("--blend", default="hann", help="flat, linear, hann or gaussian")
     parser.add_argument("--placement", default="flush", help="flush (MONAI's) or even (GLNet's)")
     parser.add_argument("--batch-size", type=int, default=4, help="windows at a time")
     parser.add_argument(
-        "--probabilities", action="store_true", help="also write class probabilities, NAME_probabilities.tif"
+        "--probabilities", action="store_true", help="also write class probabilities, probabilities/NAME.tif"
     )
     parser.add_argument("--device", default=None, help="cpu, cuda, ...; a GPU if there is one")
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from rsseglab.inference.crops import Cropping
-    from rsseglab.inference.predict import predict_scene
+    from rsseglab.inference import Cropping, pick_device, predict_scene
     from rsseglab.training.checkpoint import load_checkpoint
 
-    cropping = Cropping(args.window, args.overlap, args.blend, args.placement, args.batch_size)
     trained = load_checkpoint(args.checkpoint)
+    cropping = Cropping(args.window or trained.crop_px, args.overlap, args.blend, args.placement, args.batch_size)
+    device = pick_device(args.device)
     scenes = _scenes_to_label(args, trained.bands)
     single = args.output.suffix.lower() in (".tif", ".tiff")
     if single and len(scenes) > 1:
         raise UserError(f"{len(scenes)} scenes do not fit in one file {args.output}; give a folder as --output.")
+    folder = args.output.parent if single else args.output
+    paths = [args.output if single else folder / f"{scene.name}.tif" for scene in scenes]
+    shares = [folder / "probabilities" / path.relative_to(folder) if args.probabilities else None for path in paths]
     for scene in scenes:
         trained.check_fits(scene)
-    for scene in scenes:
-        path = args.output if single else args.output / f"{scene.name}.tif"
-        probabilities = path.with_name(f"{path.stem}_probabilities.tif") if args.probabilities else None
-        done = predict_scene(trained, scene, path, cropping, probabilities=probabilities, device=args.device)
+        _check_not_a_source(scene, [*paths, *(path for path in shares if path)])
+    print(f"{trained.decoder} on {trained.encoder}, windows of {cropping.window_px} px, on {device}")
+    for scene, path, share in zip(scenes, paths, shares, strict=True):
+        done = predict_scene(trained, scene, path, cropping, probabilities=share, device=device)
         print(f"{done.path}: {done.seconds:.1f} s, peak {done.peak_mib:.0f} MiB")
+
+
+def _check_not_a_source(scene: "Scene", paths: Sequence[Path]) -> None:
+    written = {path.resolve() for path in paths}
+    for source in scene.paths:
+        if source.resolve() in written:
+            raise UserError(f"{source} would be overwritten by its own labels; give another --output.")
 
 
 def _scenes_to_label(args: argparse.Namespace, bands: Sequence[str]) -> "list[Scene]":
@@ -230,10 +252,17 @@ def _open_as(file: Path, bands: Sequence[str]) -> "Scene":
     return scene
 
 
+RASTERS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".npy", ".vrt")
+
+
 def _rasters(folder: Path) -> list[Path]:
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".tif", ".tiff", ".png", ".jp2", ".npy", ".vrt"))
+    files = sorted(
+        p
+        for p in folder.iterdir()
+        if p.suffix.lower() in (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".npy", ".vrt")
+    )
     if not files:
-        raise UserError(f"no raster in {folder} (.tif, .png, .jp2, .npy, .vrt); name the files.")
+        raise UserError(f"no raster in {folder} (.tif, .png, .jpg, .jp2, .npy, .vrt); name the files.")
     return files
 
 
@@ -269,17 +298,29 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _reference_scenes(args: argparse.Namespace) -> "list[Scene]":
     from rsseglab.scenes.manifest import load_manifest
-    from rsseglab.scenes.scene import Scene
+    from rsseglab.scenes.raster import read_tags
 
     if bool(args.data) == bool(args.label):
         raise UserError("say what is true: either --data NAME, or --label RASTER for each prediction.")
     if args.data:
         manifest = load_manifest(args.data)
-        return [manifest.scene(path.stem, args.root) for path in args.predictions]
+        return [manifest.scene(read_tags(path).get("scene", path.stem), args.root) for path in args.predictions]
     if len(args.label) != len(args.predictions):
         raise UserError(f"{len(args.predictions)} predictions but {len(args.label)} labels; give one for each.")
     pairs = zip(args.predictions, args.label, strict=True)
-    return [Scene(label, label, *_legend(path), name=path.stem) for path, label in pairs]
+    return [_labelled_by(label, prediction) for prediction, label in pairs]
+
+
+def _labelled_by(label: Path, prediction: Path) -> "Scene":
+    import numpy as np
+
+    from rsseglab.scenes.raster import ArraySource, RasterSource
+    from rsseglab.scenes.scene import Scene
+
+    grid = RasterSource(label)
+    # Nobody looks at the image: one that takes no memory and has data everywhere will do.
+    image = ArraySource(np.broadcast_to(np.uint8(0), (grid.height, grid.width)), grid.crs, grid.transform)
+    return Scene(image, label, *_legend(prediction), name=prediction.stem)
 
 
 def _legend(prediction: Path) -> "tuple[list[LabelClass], list[int]]":
@@ -289,7 +330,8 @@ def _legend(prediction: Path) -> "tuple[list[LabelClass], list[int]]":
     legend, nodata = read_legend(prediction)
     if not legend:
         raise UserError(f"{prediction} does not name its classes; give a raster of 'rsseglab predict', or --data NAME.")
-    return [LabelClass(name, value, color) for value, (name, color) in legend.items()], [nodata]
+    classes = [LabelClass(name, value, color) for value, (name, color) in legend.items()]
+    return classes, [] if nodata is None else [nodata]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from conftest import make_scene, write_raster
 
 from rsseglab.cli import main
@@ -95,8 +96,8 @@ def test_predict_files_and_folders(data, run, tmp_path):
         (images / f"{name}.tif").write_bytes((data / f"{name}_image.tif").read_bytes())
     assert main(["predict", str(images / "a.tif"), *checkpoint, "--output", str(tmp_path / "one.tif")]) == 0
     assert main(["predict", str(images), *checkpoint, "--output", str(tmp_path / "all"), "--probabilities"]) == 0
-    names = ["a.tif", "a_probabilities.tif", "b.tif", "b_probabilities.tif"]
-    assert sorted(p.name for p in (tmp_path / "all").iterdir()) == names
+    written = [str(p.relative_to(tmp_path / "all")) for p in (tmp_path / "all").rglob("*.tif")]
+    assert sorted(written) == ["a.tif", "b.tif", "probabilities/a.tif", "probabilities/b.tif"]
     with rasterio.open(tmp_path / "one.tif") as one, rasterio.open(tmp_path / "all" / "a.tif") as other:
         assert np.array_equal(one.read(), other.read()) and str(one.crs) == "EPSG:32633"
 
@@ -131,7 +132,6 @@ def test_data_commands(capsys):
         (["train", "--crop", "2048"], "is larger than scene"),
         (["train", "--crop", "100"], "must be a multiple of 32"),
         (["predict", "--checkpoint", "none.ckpt", "x.tif"], "no checkpoint at none.ckpt"),
-        (["predict", "--checkpoint", "none.ckpt", "x.tif", "--overlap", "1"], "overlap is 1.0"),
         (["evaluate", "none.tif"], "either --data NAME, or --label"),
     ],
 )
@@ -157,6 +157,20 @@ def test_wrong_files(data, run, tmp_path, capsys):
     assert "no checkpoint" in refused(capsys, "predict", data / "a_image.tif", "--checkpoint", tmp_path / "none.ckpt")
     (tmp_path / "no.ckpt").write_text("x")
     assert "is not a checkpoint of rsseglab" in refused(capsys, "predict", cut, "--checkpoint", tmp_path / "no.ckpt")
+    png = tmp_path / "cut.png"
+    rasterio.shutil.copy(str(data / "a_image.tif"), str(png), driver="PNG")
+    png.write_bytes(png.read_bytes()[: png.stat().st_size * 95 // 100])
+    assert "is damaged (it is cut short)" in refused(capsys, *predict, png)
+    own = tmp_path / "own.tif"
+    own.write_bytes((data / "a_image.tif").read_bytes())
+    assert "would be overwritten by its own labels" in refused(capsys, *predict[:3], own, "--output", own)
+    assert own.read_bytes() == (data / "a_image.tif").read_bytes()
+    own.unlink()
+    assert "overlap is 1.0" in refused(capsys, *predict, data / "a_image.tif", "--overlap", "1")
+    assert "there is no device 'warp'" in refused(capsys, *predict, data / "a_image.tif", "--device", "warp")
+    (tmp_path / "file").write_text("")
+    out = ["--output", tmp_path / "file" / "x"]
+    assert "cannot be written" in refused(capsys, *predict[:3], data / "a_image.tif", *out)
     (tmp_path / "empty").mkdir()
     assert "no raster in" in refused(capsys, *predict, tmp_path / "empty")
     assert not (tmp_path / "p.tif").exists() and not list(tmp_path.glob("*.part"))
@@ -168,6 +182,35 @@ def test_a_scene_without_any_label(data, run, tmp_path, capsys):
           str(tmp_path / "d.tif"), "--window", "64"])  # fmt: skip
     message = refused(capsys, "evaluate", tmp_path / "d.tif", "--label", tmp_path / "d_label.tif")
     assert "no labelled pixel" in message
+
+
+def test_identifiers_with_folders(data, run, tmp_path, capsys):
+    """As in LoveDA: Train/Urban/1366."""
+    for folder in ("north", "south"):
+        (tmp_path / folder).mkdir()
+        for part in ("image", "label"):
+            (tmp_path / folder / f"x_{part}.tif").write_bytes((data / f"a_{part}.tif").read_bytes())
+    text = MANIFEST.replace("{id}_", "{area}/{id}_").replace('"d", "e"', '"north/x", "south/x"')
+    (tmp_path / "nested.toml").write_text(text.replace('"a", "b"', '"y/a"').replace('"c"', '"y/c"'))
+    nested = ["--data", str(tmp_path / "nested.toml")]  # its files lie beside it
+    out = tmp_path / "out"
+    assert main(["predict", *nested, "--checkpoint", str(run / "best.ckpt"), "--output", str(out)]) == 0
+    predictions = [str(out / area / "x.tif") for area in ("north", "south")]
+    assert main(["evaluate", *predictions, *nested]) == 0
+    assert "south/x" in capsys.readouterr().out
+
+
+def test_a_class_that_the_label_file_calls_nodata_is_scored(data, run, tmp_path, capsys):
+    prediction = tmp_path / "d.tif"
+    predict = ["predict", str(data / "d_image.tif"), "--checkpoint", str(run / "best.ckpt")]
+    assert main([*predict, "--output", str(prediction)]) == 0
+    rasterio.shutil.copy(str(data / "d_label.tif"), str(tmp_path / "l.tif"), driver="GTiff", nodata=2)
+    tables = []
+    for label in (data / "d_label.tif", tmp_path / "l.tif"):
+        capsys.readouterr()
+        assert main(["evaluate", str(prediction), "--label", str(label)]) == 0
+        tables.append(capsys.readouterr().out)
+    assert tables[0] == tables[1]
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs a system with signals (Linux, macOS)")

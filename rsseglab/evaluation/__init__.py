@@ -2,7 +2,7 @@
 
 from rsseglab.evaluation.boundary import BoundaryF1
 from rsseglab.evaluation.confusion import Confusion
-from rsseglab.evaluation.evaluate import Evaluation, count_labels, evaluate_scene, pool
+from rsseglab.evaluation.evaluate import Evaluation, count_labels, evaluate_scene, pool, read_placement
 from rsseglab.evaluation.seams import Placement, SeamCounter, SeamError
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "count_labels",
     "evaluate_scene",
     "pool",
+    "read_placement",
 ]

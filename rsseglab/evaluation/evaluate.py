@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from affine import Affine
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
@@ -16,7 +15,7 @@ from rsseglab.errors import UserError
 from rsseglab.evaluation.boundary import BoundaryF1
 from rsseglab.evaluation.confusion import Confusion
 from rsseglab.evaluation.seams import Placement, SeamCounter, SeamError
-from rsseglab.scenes.raster import RasterSource, Window
+from rsseglab.scenes.raster import RasterSource, Window, offset_px, read_tags
 from rsseglab.scenes.scene import IGNORE_INDEX, Scene, class_index
 
 BLOCK_PX = 1024
@@ -100,7 +99,8 @@ def evaluate_scene(
             the scene's ignore values mean "no class"; or class indices in memory, shape (height, width),
             `IGNORE_INDEX` for no class. Without a class a labelled pixel counts as wrong.
         scene: with a label.
-        placement: the windows that the prediction was made of, for the seam error.
+        placement: the windows that the prediction was made of, for the seam error; what the tags of a raster of
+            `rsseglab predict` say when not given.
         tolerance_px: of the boundary F1.
         seam_distance_px: how far from a window border pixels count as near it.
         block_px: side of the blocks that are read; only the seam error's interval depends on it.
@@ -111,6 +111,8 @@ def evaluate_scene(
             scene has no label, or its label has no class anywhere.
     """
     read = _reader(prediction, scene)
+    if placement is None and not isinstance(prediction, np.ndarray):
+        placement = read_placement(Path(prediction))
     names = [one.name for one in scene.classes]
     confusion, boundary = Confusion(names), BoundaryF1(names, tolerance_px)
     seams = placement and SeamCounter(scene.height, scene.width, placement, seam_distance_px)
@@ -129,6 +131,15 @@ def evaluate_scene(
             f"{list(scene.ignore_values)} or nodata; give another label, or leave the scene out."
         )
     return Evaluation(scene.name, confusion, boundary, seams.result() if seams else None)
+
+
+def read_placement(prediction: Path) -> Placement | None:
+    """Where the windows of a prediction lay, if its tags say so."""
+    tags = read_tags(prediction)
+    if "window_px" not in tags:
+        return None
+    rows, cols = ([int(start) for start in tags[key].split(",")] for key in ("row_starts", "col_starts"))
+    return Placement(rows, cols, int(tags["window_px"]))
 
 
 def pool(evaluations: Sequence[Evaluation], name: str = "pooled") -> Evaluation:
@@ -212,10 +223,10 @@ def _check_grid(path: Path, source: RasterSource, scene: Scene) -> None:
             f"{path} is in {source.crs} but scene {scene.name} is in {scene.crs}; "
             "warp the prediction to the scene's coordinate system (rio warp)."
         )
-    placed = Affine.identity() not in (source.transform, scene.transform)
-    if placed and _offset_px(source.transform, scene) > 0.5:
+    shift = offset_px(scene.transform, source.transform, scene.height, scene.width)
+    if shift > 0.5:
         raise UserError(
-            f"{path} lies {_offset_px(source.transform, scene):.1f} px beside scene {scene.name}; "
+            f"{path} lies {shift:.1f} px beside scene {scene.name}; "
             "give the prediction of this scene, or warp it to the scene's grid (rio warp)."
         )
 
@@ -226,11 +237,3 @@ def _check_size(what: str, shape: tuple[int, ...], scene: Scene) -> None:
             f"{what} has {' x '.join(map(str, shape))} px but scene {scene.name} has {scene.height} x {scene.width} "
             "(height x width); give the prediction of this scene, on its grid."
         )
-
-
-def _offset_px(transform: Affine, scene: Scene) -> float:
-    """Largest distance in px between the corners of the scene on its own grid and on another one."""
-    here, there = (np.array(t, np.float64)[:6].reshape(2, 3) for t in (scene.transform, transform))
-    corners = np.array([(col, row, 1) for col in (0, scene.width) for row in (0, scene.height)])
-    shift = corners @ (there - here).T  # (4, 2) in map units
-    return float(np.linalg.norm(np.linalg.solve(here[:, :2], shift.T), axis=0).max())

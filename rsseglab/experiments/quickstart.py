@@ -10,7 +10,7 @@ from typing import Any
 
 from rsseglab.encoders import local_weights
 from rsseglab.evaluation import Confusion, Evaluation, count_labels, evaluate_scene, pool
-from rsseglab.experiments.run import placement_of, table
+from rsseglab.experiments.run import table
 from rsseglab.inference.crops import Cropping
 from rsseglab.inference.predict import predict_scene
 from rsseglab.plots import comparison, save
@@ -57,11 +57,13 @@ def quickstart(
         weights="pretrained" if local_weights(ENCODER) else None,
         steps=300 if steps is None else steps,
         crop_px=CROP_PX,
-        val_every=75,
+        val_every=max(1, (300 if steps is None else steps) // 4),
         seed=seed,
     )
     print(f"{manifest.title}: training on {_names(train)}, selecting on {_names(val)}, scoring {_names(test)} whole.")
     print(f"U-Net on {ENCODER}, {'ImageNet' if config.weights else 'random'} weights, {config.steps} steps.")
+    for earlier in (out / "best.ckpt", out / "last.ckpt"):  # of a quickstart before this one
+        earlier.unlink(missing_ok=True)
     fitted = fit(train, val, config, out)
     trained = load_checkpoint(fitted.checkpoint)
 
@@ -76,7 +78,13 @@ def quickstart(
     shutil.copyfile(prediction_path(out, test[0], OVERLAPS[-1]), out / "prediction.tif")
     RunRecord(
         command=["rsseglab", *sys.argv[1:]],
-        configuration={"data": manifest.name, **asdict(config), "overlaps": list(OVERLAPS), "window_px": WINDOW_PX},
+        configuration={
+            "data": manifest.name,
+            "manifest_sha256": manifest.sha256,
+            **asdict(config),
+            "overlaps": list(OVERLAPS),
+            "window_px": WINDOW_PX,
+        },
         metrics={
             "pooled": shown | {"val_mean_iou": fitted.val_mean_iou, "training_seconds": fitted.seconds},
             "scenes": {
@@ -103,7 +111,7 @@ def _label_and_score(
         path = prediction_path(out, scene, overlap)
         done = predict_scene(trained, scene, path, cropping)
         seconds, peak_mib = seconds + done.seconds, max(peak_mib, done.peak_mib)
-        scored.append(evaluate_scene(path, scene, placement=placement_of(path, scene)))
+        scored.append(evaluate_scene(path, scene))
     return scored, {"seconds": seconds, "peak_mib": peak_mib}
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import pandas as pd
 
 from rsseglab.errors import UserError
-from rsseglab.evaluation import Evaluation, Placement, evaluate_scene, pool
-from rsseglab.inference.windows import window_starts
+from rsseglab.evaluation import Evaluation, evaluate_scene, pool
 from rsseglab.scenes.manifest import load_manifest
 from rsseglab.scenes.raster import read_tags
 from rsseglab.scenes.scene import Scene
@@ -37,7 +36,7 @@ def train_and_record(data: str, root: Path | None, config: TrainConfig, out: Pat
     result = fit(manifest.scenes("train", root), manifest.scenes("val", root), config, out, resume)
     RunRecord(
         command=["rsseglab", *sys.argv[1:]],
-        configuration={"data": manifest.name, **asdict(config)},
+        configuration={"data": manifest.name, "manifest_sha256": manifest.sha256, **asdict(config)},
         metrics={"pooled": {"val_mean_iou": result.val_mean_iou, "parameters": result.parameters}, "scenes": {}},
         seeds=[config.seed],
         minutes=(perf_counter() - start) / 60,
@@ -71,7 +70,6 @@ def evaluate_and_print(
         evaluate_scene(
             path,
             scene,
-            placement=placement_of(path, scene),
             tolerance_px=tolerance_px,
             seam_distance_px=seam_distance_px,
             progress=True,
@@ -86,23 +84,18 @@ def evaluate_and_print(
         pooled = pool(scored).metrics(classes)
         RunRecord(
             command=["rsseglab", *sys.argv[1:]],
-            configuration={"classes": list(classes or pooled["mean_over"]), "tolerance_px": tolerance_px,
-                           "seam_distance_px": seam_distance_px},
+            configuration={
+                "scenes": [scene.name for scene in scenes],
+                "predictions": {path.name: read_tags(path) for path in predictions},
+                "classes": list(classes or pooled["mean_over"]),
+                "tolerance_px": tolerance_px,
+                "seam_distance_px": seam_distance_px,
+            },
             metrics={"pooled": pooled, "scenes": {e.scene: e.metrics(classes) for e in scored}},
             seeds=[],
             minutes=(perf_counter() - start) / 60,
         ).write(out)  # fmt: skip
     return scored
-
-
-def placement_of(prediction: Path, scene: Scene) -> Placement | None:
-    """Where the windows of a prediction lay, if its file says so."""
-    tags = read_tags(prediction)
-    if "window_px" not in tags:
-        return None
-    window, stride = int(tags["window_px"]), int(tags["stride_px"])
-    starts = [window_starts(n, window, stride, tags["placement"]) for n in (scene.height, scene.width)]
-    return Placement(starts[0], starts[1], window)
 
 
 def table(columns: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
@@ -136,4 +129,4 @@ def _points(value: float | None) -> str:
 
 
 def _interval(ends: Sequence[float] | None) -> str:
-    return "" if ends is None else f"{100 * ends[0]:+.2f} to {100 * ends[1]:+.2f}"
+    return "" if ends is None or ends[0] != ends[0] else f"{100 * ends[0]:+.2f} to {100 * ends[1]:+.2f}"

@@ -6,7 +6,6 @@ handed on and freed. So memory grows with a scene's width and a window's height,
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,13 +112,9 @@ def crop_and_merge(
 def _forward(network: nn.Module, strip: Tensor, cols: Sequence[int], side: int, device: torch.device) -> Tensor:
     windows = torch.stack([strip[:, :, col : col + side] for col in cols]).to(device)
     windows = windows.contiguous(memory_format=torch.channels_last)
-    amp: dict[str, Any] = {
-        "dtype": torch.bfloat16,
-        "enabled": device.type == "cuda" and torch.cuda.is_bf16_supported(),
-    }
-    with torch.no_grad(), torch.autocast(device.type, **amp):
+    with torch.no_grad():
         output: Tensor = network(windows)
-    return output.float()
+    return output
 
 
 def _padded(strip: Tensor, height: int, width: int) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rsseglab.errors import UserError
 from rsseglab.inference.crops import Cropping, crop_and_merge
 from rsseglab.measure import Measure
 from rsseglab.scenes.raster import RasterWriter
@@ -59,7 +60,7 @@ def predict_scene(
         UserError: the bands do not fit, the image is damaged, or the raster cannot be written.
     """
     trained.check_fits(scene)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = pick_device(device)
     network = trained.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     nodata = prediction_nodata(trained)
     bands = crop_and_merge(
@@ -71,7 +72,8 @@ def predict_scene(
         device,
         f"labelling {scene.name}" if progress else None,
     )
-    writer = label_writer(path, scene, trained.classes, nodata, _placement_tags(cropping))
+    tags = {"scene": scene.name, **_placement_tags(cropping, scene)}
+    writer = label_writer(path, scene, trained.classes, nodata, tags)
     with Measure(device) as cost, writer:
         if probabilities is None:
             _write(bands, scene, trained, nodata, writer, None)
@@ -81,9 +83,25 @@ def predict_scene(
     return Prediction(path, probabilities, cost.seconds, cost.peak_mib)
 
 
+def pick_device(name: torch.device | str | None = None) -> torch.device:
+    """The device of a name; a GPU if there is one where no name is given.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"there is no device '{name}' here ({reason}); use --device cpu.") from None
+    return device
+
+
 def prediction_nodata(trained: TrainedNetwork) -> int:
-    """The number that stands for "no class" in a prediction: the data set's first ignore value, else 255."""
-    return next((v for v in trained.ignore_values if 0 <= v <= 255), IGNORE_INDEX)
+    """The number that stands for "no class" in a prediction: the data set's first ignore value, else a free one."""
+    taken = {c.value for c in trained.classes}
+    return next(v for v in (*trained.ignore_values, *range(255, -1, -1)) if 0 <= v <= 255 and v not in taken)
 
 
 def read_normalized(trained: TrainedNetwork, scene: Scene, row: int, stop: int) -> Tensor:
@@ -113,10 +131,10 @@ def _write(
             probabilities.write(shares, row)
 
 
-def _placement_tags(cropping: Cropping) -> dict[str, str]:
+def _placement_tags(cropping: Cropping, scene: Scene) -> dict[str, str]:
+    starts = {"row_starts": cropping.starts(scene.height), "col_starts": cropping.starts(scene.width)}
     return {
         "window_px": str(cropping.window_px),
-        "stride_px": str(cropping.stride_px),
-        "placement": cropping.placement,
         "blend": cropping.blend,
+        **{key: ",".join(map(str, values)) for key, values in starts.items()},
     }

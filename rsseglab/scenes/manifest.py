@@ -15,6 +15,7 @@ Splits list identifiers, or patterns with ``*`` for all that lie on disk (``"Tra
 
 import difflib
 import fnmatch
+import hashlib
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -190,6 +191,11 @@ class Manifest:
         _check(manifest)
         return manifest
 
+    @property
+    def sha256(self) -> str:
+        """The sum of the manifest's own file: which splits and classes a run was made with."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
     def identifiers(self, split: str, root: str | Path | None = None) -> list[str]:
         """The identifiers of a split; patterns with ``*`` are looked up on disk.
 
@@ -212,7 +218,10 @@ class Manifest:
             UserError: there is no such split.
         """
         if name not in self.splits:
-            raise UserError(f"{self.name} has no split {name!r}; its splits: {', '.join(self.splits)}.")
+            raise UserError(
+                f"{self.name} has no split {name!r}; its splits: {', '.join(self.splits)}. "
+                f"For another one, copy {self.path.name} and give the copy's path as the data set."
+            )
         return self.splits[name]
 
     def is_unlabelled(self, identifier: str) -> bool:

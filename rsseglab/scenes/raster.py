@@ -96,6 +96,8 @@ class RasterSource:
     def __init__(self, path: Path, nodata: float | None = None, count: int | None = None) -> None:
         self.path = path
         dataset = _open_raster(path)
+        if dataset.driver == "PNG":
+            _check_png(path)
         alpha = [i for i, kind in zip(dataset.indexes, dataset.colorinterp, strict=True) if kind == ColorInterp.alpha]
         self.has_alpha = bool(alpha) and count != dataset.count
         self.bands = tuple(i for i in dataset.indexes if not (self.has_alpha and i in alpha))
@@ -129,6 +131,14 @@ class RasterSource:
                 f"({cause}); fetch it again, 'rsseglab data verify' tells whether its sum is right."
             ) from error
         return pixels
+
+
+def _check_png(path: Path) -> None:
+    # GDAL reads a PNG that is cut short without a word, and makes up the missing rows.
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - 1024, 0))
+        if b"IEND" not in file.read():
+            raise UserError(f"{path} is damaged (it is cut short); fetch it again.")
 
 
 class ArraySource:
@@ -325,11 +335,11 @@ def read_tags(path: Path) -> dict[str, str]:
     return dict(_open_raster(path).tags())
 
 
-def read_legend(path: Path) -> tuple[dict[int, tuple[str, tuple[int, int, int]]], int]:
+def read_legend(path: Path) -> tuple[dict[int, tuple[str, tuple[int, int, int]]], int | None]:
     """Class names and colours of a label raster that `rsseglab predict` wrote.
 
     Returns:
-        From a class's value to its name and colour, and the value that means "no class".
+        From a class's value to its name and colour, and the value that means "no class", if there is one.
 
     Raises:
         UserError: the file is missing or is no raster.
@@ -341,4 +351,15 @@ def read_legend(path: Path) -> tuple[dict[int, tuple[str, tuple[int, int, int]]]
         if key.removeprefix("class_").isdigit() and key.startswith("class_")
     }
     colors = dataset.colormap(1) if names else {}
-    return {v: (name, colors[v][:3]) for v, name in sorted(names.items())}, int(dataset.nodata or 0)
+    nodata = None if dataset.nodata is None else int(dataset.nodata)
+    return {v: (name, colors[v][:3]) for v, name in sorted(names.items())}, nodata
+
+
+def offset_px(here: Affine, there: Affine, height: int, width: int) -> float:
+    """Largest distance in px between the corners of a raster on two grids; 0 where one has no georeference."""
+    if Affine.identity() in (here, there):
+        return 0.0
+    own, other = (np.array(t, np.float64)[:6].reshape(2, 3) for t in (here, there))
+    corners = np.array([(col, row, 1) for col in (0, width) for row in (0, height)])
+    shift = corners @ (other - own).T  # (4, 2) in map units
+    return float(np.linalg.norm(np.linalg.solve(own[:, :2], shift.T), axis=0).max())

@@ -100,12 +100,6 @@ class FileFolder:
 def _open(path: Path, count: int | None = None) -> RasterSource | ArraySource:
     if path.suffix == ".npy":
         return ArraySource(path)
-    if path.suffix == ".png" and path.exists():
-        # GDAL reads a PNG that is cut short without a word, and makes up the missing rows.
-        with path.open("rb") as file:
-            file.seek(max(path.stat().st_size - 1024, 0))
-            if b"IEND" not in file.read():
-                raise UserError(f"{path} is damaged (it is cut short); fetch it again.")
     return RasterSource(path, count=count)
 
 

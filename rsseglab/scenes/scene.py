@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from rsseglab.errors import UserError
-from rsseglab.scenes.raster import Array, ArraySource, RasterSource, RasterWriter, Source
+from rsseglab.scenes.raster import Array, ArraySource, RasterSource, RasterWriter, Source, offset_px
 from rsseglab.scenes.raster import Window as Window
 
 #: The label index, in memory, of pixels that are never trained on and never scored.
@@ -109,11 +109,23 @@ class Scene:
                     f"{where} is in {source.crs} but scene {self.name} is in {self.crs}; "
                     "warp one to the other's coordinate system (rio warp)."
                 )
+            shift = offset_px(self.transform, source.transform, self.height, self.width)
+            if shift > 0.5:
+                raise UserError(
+                    f"{where} lies {shift:.1f} px beside scene {self.name}; "
+                    f"give the {kind} of this scene, or warp it to its grid (rio warp)."
+                )
 
     @property
     def has_label(self) -> bool:
         """Whether the scene has a label."""
         return self._label is not None
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files of image and label."""
+        sources = [*self._images, *([self._label] if self._label else [])]
+        return [source.path for source in sources if hasattr(source, "path")]
 
     @property
     def window(self) -> Window:

@@ -23,7 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rsseglab.errors import UserError
-from rsseglab.scenes.manifest import DataFile, Manifest, load_manifest, manifest_names
+from rsseglab.scenes.manifest import DataFile, Manifest, load_manifest, manifest_folder, manifest_names
 
 _CHUNK = 1 << 20
 _TIMEOUT_S = 60
@@ -48,7 +48,7 @@ def data_present(name: str) -> Path | None:
 
 
 def find_data(manifest: Manifest) -> Path:
-    """The folder of a data set; the synthetic one is made on demand.
+    """The folder of a data set; the synthetic one is made on demand, one's own may lie beside its manifest.
 
     Raises:
         UserError: the data set is not on this machine.
@@ -56,6 +56,8 @@ def find_data(manifest: Manifest) -> Path:
     present = data_present(manifest.name)
     if manifest.name == _SYNTHETIC:
         return _make_synthetic(present)
+    if present is None and manifest.path.parent.resolve() != manifest_folder().resolve():
+        return manifest.path.parent
     if present is None:
         places = " or ".join(str(folder / manifest.name) for folder in data_folders())
         raise UserError(f"{manifest.name} is not in {places}; 'rsseglab data get {manifest.name}' says how to get it.")

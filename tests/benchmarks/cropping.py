@@ -1,6 +1,7 @@
 """Labelling by cropping: memory against the scene's height, and speed and logits against MONAI.
 
     python tests/benchmarks/cropping.py memory   # one minute or so
+    python tests/benchmarks/cropping.py imports  # seconds
     python tests/benchmarks/cropping.py monai    # pip install 'rsseglab[benchmark]'; some ten minutes on two cores
 
 All times are ratios of runs that take turns in one process. Prints a verdict a bar; exit code 1 if one is missed.
@@ -41,6 +42,19 @@ def memory() -> bool:
     ratio = peaks[1] / peaks[0]
     print(f"peak resident memory: {peaks[0]:.0f} MiB and, four times as high, {peaks[1]:.0f} MiB: ratio {ratio:.3f}")
     return _verdict("ratio within 0.85 to 1.15", 0.85 < ratio < 1.15)
+
+
+def imports() -> bool:
+    """``import rsseglab`` under half a second, and nothing heavy loaded by it."""
+    heavy = ("torch", "torchgeo", "lightning", "rasterio", "segmentation_models_pytorch")
+    code = (
+        "import sys, time; start = time.perf_counter(); import rsseglab; "
+        f"print(time.perf_counter() - start, [m for m in {heavy} if m in sys.modules])"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(5)]
+    seconds = median(float(run.stdout.split()[0]) for run in runs)
+    good = _verdict(f"import rsseglab takes {seconds:.4f} s (median of 5), under 0.5 s", seconds < 0.5)
+    return _verdict("nothing heavy is loaded", all("[]" in run.stdout for run in runs)) and good
 
 
 #: The command line itself, with the peak memory of its process as the last word.
@@ -111,5 +125,5 @@ def _verdict(what: str, good: bool) -> bool:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("memory", "monai"))
-    sys.exit(0 if {"memory": memory, "monai": monai}[parser.parse_args().what]() else 1)
+    parser.add_argument("what", choices=("memory", "imports", "monai"))
+    sys.exit(0 if {"memory": memory, "imports": imports, "monai": monai}[parser.parse_args().what]() else 1)

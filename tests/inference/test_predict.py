@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import rasterio
@@ -7,8 +9,8 @@ from torch import nn
 
 from rsseglab.errors import UserError
 from rsseglab.inference.crops import Cropping
-from rsseglab.inference.predict import predict_scene
-from rsseglab.scenes import Scene, Window
+from rsseglab.inference.predict import predict_scene, prediction_nodata, read_normalized
+from rsseglab.scenes import LabelClass, Scene, Window
 from rsseglab.training.checkpoint import TrainedNetwork
 
 
@@ -59,6 +61,31 @@ def test_pixels_without_data_get_no_class(tmp_path):
         )
     with rasterio.open(tmp_path / "q.tif") as file:
         assert np.isnan(file.read()[:, 10:20]).all() and np.isfinite(file.read()[:, :10]).all()
+
+
+def test_what_the_network_sees_where_there_is_no_data(tmp_path):
+    image = np.full((3, 8, 9), 120, np.uint8)
+    image[:, 3] = 0
+    write_raster(tmp_path / "i.tif", image, nodata=0)
+    seen = read_normalized(trained(), Scene(tmp_path / "i.tif"), 2, 6)
+    assert seen.shape == (3, 4, 9) and (seen[:, 1] == 0).all() and (seen[:, [0, 2, 3]] == 1).all()
+
+
+def test_bands_of_other_names_are_refused_and_other_pixels_warned_of(tmp_path):
+    image = write_raster(tmp_path / "i.tif", np.ones((3, 8, 8), np.uint8))
+    network = dataclasses.replace(trained(), bands=("red", "green", "blue"))
+    network.check_fits(Scene(image, bands=["Red", "Green", "Blue"]))
+    network.check_fits(Scene(image))  # a file without names is taken at its word
+    with pytest.raises(UserError, match="has the bands nir, red, green but the checkpoint was trained on red, green"):
+        network.check_fits(Scene(image, bands=["nir", "red", "green"]))
+    with pytest.warns(UserWarning, match="pixels of 10 m, the checkpoint was trained on 0.5 m"):
+        network.check_fits(Scene(image, gsd_m=10))
+
+
+@pytest.mark.parametrize(("ignored", "values", "nodata"), [((0,), (1, 2), 0), ((), (0, 1), 255), ((), (0, 255), 254)])
+def test_nodata_of_a_prediction_is_no_class(ignored, values, nodata):
+    classes = tuple(LabelClass(str(v), v, (0, 0, 0)) for v in values)
+    assert prediction_nodata(dataclasses.replace(trained(), classes=classes, ignore_values=ignored)) == nodata
 
 
 def test_another_number_of_bands_is_refused(tmp_path):

@@ -4,6 +4,7 @@ import rasterio
 from conftest import CLASSES, write_raster
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rasterio.transform import from_origin
 
 from rsseglab.errors import UserError
 from rsseglab.scenes import IGNORE_INDEX, ArraySource, LabelClass, Scene, Window, class_index, class_values
@@ -141,6 +142,10 @@ def test_errors_name_cause_and_remedy(tmp_path, scene):
     write_raster(tmp_path / "crs.tif", np.ones((1, 96, 130), np.uint8), crs="EPSG:3857")
     with pytest.raises(UserError, match="is in EPSG:3857 but scene a_image is in EPSG:32633"):
         Scene(image, tmp_path / "crs.tif", CLASSES)
+    far = from_origin(5e5 + 10, 4e6, 0.5, 0.5)
+    write_raster(tmp_path / "far.tif", np.ones((1, 96, 130), np.uint8), transform=far)
+    with pytest.raises(UserError, match=r"lies 20.0 px beside scene a_image"):
+        Scene(image, tmp_path / "far.tif", CLASSES)
     with pytest.raises(UserError, match=r"values \[5\], which are no class"):
         Scene(image, scene._label.path, CLASSES[:2], [0]).read_label()
     with pytest.raises(UserError, match="no label"):

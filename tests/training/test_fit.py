@@ -86,14 +86,14 @@ def test_random_numbers_of_a_step_do_not_depend_on_what_came_before():
 
 
 def test_a_lost_loss_and_a_full_disk_are_said_plainly(tmp_path, scenes, monkeypatch):
-    with pytest.raises(UserError, match="the loss is .* lower the learning rate"):
+    with pytest.raises(UserError, match=r"the loss is .* lower the learning rate"):
         fit(*scenes, TrainConfig(**{**vars(TINY), "lr": 1e30}), tmp_path / "a", progress=False)
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module.Trainer, "save_checkpoint", full)
-    with pytest.raises(UserError, match="No space left on device.*free some space"):
+    with pytest.raises(UserError, match=r"No space left on device.*free some space"):
         fit(*scenes, TINY, tmp_path / "b", progress=False)
 
 
