@@ -76,6 +76,8 @@ def load_weights(encoder: nn.Module, name: str, bands: int, weights: str | Path 
         raise UserError(f"weights for '{name}' are not known here; choose an encoder of timm, or weights none.")
     file = None if state is not None else _weights_file(name, weights)
     try:
+        if file:
+            _check_keys(name, file)
         # timm's own loader adapts the first convolution, drops the classifier and renames old keys.
         source: dict[str, Any] = {"file": str(file)} if file else {}
         if state is not None:
@@ -92,6 +94,14 @@ def load_weights(encoder: nn.Module, name: str, bands: int, weights: str | Path 
             "RSSEGLAB_WEIGHTS, name a file, or ask for random weights with --weights none."
         ) from error
     encoder.model.load_state_dict(pretrained.state_dict())  # type: ignore[union-attr]
+
+
+def _check_keys(name: str, file: Path) -> None:
+    # timm loads what it finds, and says nothing where that is nothing.
+    with torch.device("meta"):
+        wanted = timm.create_model(name).state_dict().keys()
+    if not wanted & timm.models.load_state_dict(str(file)).keys():
+        raise UserError(f"weights {file} are not of '{name}': no parameter has its name; give another file.")
 
 
 def _features(encoder: nn.Module) -> dict[str, Any]:

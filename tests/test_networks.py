@@ -58,6 +58,10 @@ def test_weights_that_are_not_there_are_said_plainly(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"text.pth cannot be loaded .*--weights none"):
         create_network("resnet18", "unet", 3, 2, tmp_path / "text.pth")
 
+    torch.save({"some.other": torch.ones(1)}, tmp_path / "foreign.pth")
+    with pytest.raises(UserError, match=r"foreign.pth are not of 'resnet18': no parameter has its name"):
+        create_network("resnet18", "unet", 3, 2, tmp_path / "foreign.pth")
+
     def no_network(*args, **kwargs):
         raise OSError("Name or service not known")
 

@@ -110,6 +110,8 @@ def evaluate_scene(
         UserError: a file is missing or damaged; size, coordinate system or grid differ; a value is no class; the
             scene has no label, or its label has no class anywhere.
     """
+    if not 0 <= tolerance_px <= 256:
+        raise UserError(f"the tolerance is {tolerance_px} px; give 0 to 256, such as 3.")
     read = _reader(prediction, scene)
     if placement is None and not isinstance(prediction, np.ndarray):
         placement = read_placement(Path(prediction))
@@ -138,8 +140,13 @@ def read_placement(prediction: Path) -> Placement | None:
     tags = read_tags(prediction)
     if "window_px" not in tags:
         return None
-    rows, cols = ([int(start) for start in tags[key].split(",")] for key in ("row_starts", "col_starts"))
-    return Placement(rows, cols, int(tags["window_px"]))
+    try:
+        rows, cols = ([int(start) for start in tags[key].split(",")] for key in ("row_starts", "col_starts"))
+        return Placement(rows, cols, int(tags["window_px"]))
+    except (KeyError, ValueError):
+        raise UserError(
+            f"{prediction} has unusable tags of its windows (window_px, row_starts, col_starts); label the scene anew."
+        ) from None
 
 
 def pool(evaluations: Sequence[Evaluation], name: str = "pooled") -> Evaluation:

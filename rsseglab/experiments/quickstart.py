@@ -14,6 +14,7 @@ from rsseglab.experiments.run import table
 from rsseglab.inference.crops import Cropping
 from rsseglab.inference.predict import predict_scene
 from rsseglab.plots import comparison, save
+from rsseglab.scenes.datamodule import check_labelled
 from rsseglab.scenes.manifest import load_manifest
 from rsseglab.scenes.scene import Scene
 from rsseglab.training.checkpoint import TrainedNetwork, load_checkpoint
@@ -52,6 +53,7 @@ def quickstart(
     manifest = load_manifest(data)
     out = out or Path("outputs/quickstart") / manifest.name
     train, val, test = (manifest.scenes(split, root) for split in ("train", "val", "test"))
+    check_labelled(test)
     config = TrainConfig(
         encoder=ENCODER,
         weights="pretrained" if local_weights(ENCODER) else None,

@@ -65,6 +65,8 @@ def evaluate_and_print(
     Raises:
         UserError: a raster is missing or does not fit its scene.
     """
+    if out and out.suffix != ".json":
+        raise UserError(f"{out} is no name for a record; give one that ends in .json.")
     start = perf_counter()
     scored = [
         evaluate_scene(

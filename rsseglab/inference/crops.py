@@ -35,7 +35,7 @@ class Cropping:
 
     def __post_init__(self) -> None:
         stride_px(self.window_px, self.overlap)
-        if self.window_px <= 0 or self.window_px % 32:
+        if not 0 < self.window_px < 2**16 or self.window_px % 32:
             raise UserError(f"window is {self.window_px} px; it must be a multiple of 32, such as 512.")
         if self.batch_size < 1:
             raise UserError(f"batch size is {self.batch_size}; it must be at least 1.")

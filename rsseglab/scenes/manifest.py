@@ -17,6 +17,7 @@ import difflib
 import fnmatch
 import hashlib
 import re
+import string
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -456,10 +457,25 @@ def _label_class(table: _Table) -> LabelClass:
     return one
 
 
+def _pattern(value: Any) -> str:
+    pattern = _relative(value)
+    for _, name, spec, conversion in string.Formatter().parse(pattern):
+        if name is not None and (spec or conversion or not re.fullmatch(r"[A-Za-z]\w*", name)):
+            raise ValueError(f"{{{name}}} is no plain field such as {{id}}")
+    return pattern
+
+
+def _patterns(value: Any) -> tuple[str, ...]:
+    patterns = tuple(_pattern(one) for one in _text_or_texts(value))
+    if not patterns:
+        raise ValueError("it names no file")
+    return patterns
+
+
 def _layout(table: _Table) -> Layout:
     layout = Layout(
-        image=tuple(_relative(one) for one in table.take("image", _text_or_texts)),
-        label=table.take("label", _relative, None),
+        image=table.take("image", _patterns),
+        label=table.take("label", _pattern, None),
         image_bands=table.take("image_bands", _ints, None),
         recode=table.take("recode", _recode, {}),
         torchgeo=table.take("torchgeo", _text, None),
@@ -484,6 +500,15 @@ def _data_file(table: _Table) -> DataFile:
 def _check(manifest: Manifest) -> None:
     """Splits of one protocol share no scene, nor ground; classes have each their own value and name."""
     table = _Table(manifest.path, {})
+    if not re.fullmatch(r"\w[\w.-]*", manifest.name):
+        raise table.wrong("name", "it has to be a plain word, which is also the folder's name")
+    if len(manifest.classes) < 2:
+        raise table.wrong("classes", "there have to be two or more")
+    if not manifest.bands:
+        raise table.wrong("bands", "there has to be one or more")
+    strange = set(re.findall(r"{(\w+)}", manifest.layout.label or "")) - set(manifest.layout.fields)
+    if strange:
+        raise table.wrong("layout.label", f"the image's pattern has no {sorted(strange)}")
     for what in ("name", "value"):
         values = [getattr(one, what) for one in manifest.classes]
         if len(set(values)) < len(values):

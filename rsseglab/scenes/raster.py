@@ -104,6 +104,8 @@ class RasterSource:
         self.nodata = dataset.nodata if nodata is None else nodata
         self.height, self.width, self.count = dataset.height, dataset.width, len(self.bands)
         self.dtype = np.dtype(dataset.dtypes[self.bands[0] - 1])
+        if self.dtype.kind not in "uif":
+            raise UserError(f"{path} holds {self.dtype} pixels; give real numbers, such as the amplitude.")
         self.crs, self.transform = dataset.crs, dataset.transform
         self.descriptions = tuple(dataset.descriptions[i - 1] for i in self.bands)
 
@@ -199,6 +201,8 @@ def _map_npy(path: Path) -> Array:
         raise UserError(f"{path} does not exist; check the path, or fetch it with 'rsseglab data get'.") from None
     except (ValueError, OSError, EOFError) as error:
         raise UserError(f"{path} is not a .npy array of numbers ({error}); fetch it again.") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "uif":
+        raise UserError(f"{path} is not a .npy array of real numbers; save the pixels alone with numpy.save.")
     return array
 
 
@@ -350,7 +354,10 @@ def read_legend(path: Path) -> tuple[dict[int, tuple[str, tuple[int, int, int]]]
         for key, name in dataset.tags().items()
         if key.removeprefix("class_").isdigit() and key.startswith("class_")
     }
-    colors = dataset.colormap(1) if names else {}
+    try:
+        colors = dataset.colormap(1) if names else {}
+    except ValueError:
+        raise UserError(f"{path} names its classes but has no colour table; label the scene anew.") from None
     nodata = None if dataset.nodata is None else int(dataset.nodata)
     return {v: (name, colors[v][:3]) for v, name in sorted(names.items())}, nodata
 

@@ -202,7 +202,7 @@ def _torchgeo_datasets(manifest: Manifest, root: Path) -> list[Any]:
     import torchgeo.datasets  # seconds, and only five data sets need it
 
     kind = getattr(torchgeo.datasets, str(manifest.layout.torchgeo), None)
-    if kind is None:
+    if not isinstance(kind, type):
         raise UserError(
             f"{manifest.path}: the key layout.torchgeo is wrong (torchgeo {torchgeo.__version__} has no class "
             f"{manifest.layout.torchgeo}); correct it, or install the torchgeo that rsseglab asks for."

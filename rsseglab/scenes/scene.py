@@ -95,6 +95,11 @@ class Scene:
             raise UserError(f"scene {self.name} has {self.count} bands but {len(self.bands)} band names; correct them.")
         if len(self.classes) > IGNORE_INDEX:
             raise UserError(f"scene {self.name} has {len(self.classes)} classes; at most {IGNORE_INDEX} fit.")
+        if self._label and (self._label.count < 3 if self.label_encoding == "color" else self._label.count != 1):
+            raise UserError(
+                f"the label of scene {self.name} has {self._label.count} bands; a label of class values has one, "
+                'one of colours (label_encoding "color") three.'
+            )
         for source in [*self._images[1:], *([self._label] if self._label else [])]:
             kind = "label" if source is self._label else "image"
             where = getattr(source, "path", kind)

@@ -101,7 +101,16 @@ def load_state(path: Path) -> dict[str, Any]:
         raise UserError(f"no checkpoint at {path}; train one with 'rsseglab train'.") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; name the file in it, such as {path / 'best.ckpt'}.") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+    ) as error:
         raise _not_ours(path) from error
     if not isinstance(metadata, dict) or not isinstance(state.get("state_dict"), dict):
         raise _not_ours(path)
@@ -138,7 +147,7 @@ def load_checkpoint(path: str | Path) -> TrainedNetwork:
         )
     except UserError:
         raise
-    except (KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
         raise _not_ours(path) from error
 
 

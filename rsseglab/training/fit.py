@@ -69,15 +69,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "val_every", "lr"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be greater than 0.")
+            if not 0 < getattr(self, name) < 2**31:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be greater than 0, and no huge number.")
         for name in ("seed", "num_workers", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it must not be negative.")
+            if not 0 <= getattr(self, name) < 2**31:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be neither negative nor huge.")
         for name in ("crop_px", "val_window_px"):
             side = getattr(self, name)
-            if side is not None and (side <= 0 or side % 32):
-                raise UserError(f"{name} is {side}; it must be a multiple of 32, such as {max(side // 32, 1) * 32}.")
+            if side is not None and (not 0 < side < 2**16 or side % 32):
+                raise UserError(f"{name} is {side}; it must be a multiple of 32, such as 256.")
         choices = {"schedule": ("cosine", "poly"), "loss": LOSSES, "precision": PRECISIONS}
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -271,15 +271,24 @@ class KeepCheckpoints(Callback):
         """Save between two validations."""
         ends_epoch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if trainer.global_step % self.every == 0 and not ends_epoch:
-            trainer.save_checkpoint(self.folder / "last.ckpt")
+            self._save(trainer, self.folder / "last.ckpt")
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Save after a validation."""
         score = float(trainer.callback_metrics["val_mean_iou"])
         if score > self.best_score:
             self.best_score = score
-            trainer.save_checkpoint(self.best)
-        trainer.save_checkpoint(self.folder / "last.ckpt")
+            self._save(trainer, self.best)
+        self._save(trainer, self.folder / "last.ckpt")
+
+    def _save(self, trainer: Trainer, path: Path) -> None:
+        # Lightning copies the file into place; a full disk or a kill would leave half of it, and no older one.
+        part = path.with_name(f"{path.name}.part")
+        try:
+            trainer.save_checkpoint(part)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 class StepProgress(Callback):

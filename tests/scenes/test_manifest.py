@@ -168,6 +168,16 @@ def test_a_missing_key_is_named(tmp_path, key):
         ("bands = ", "gsd_m = 0\nbands = ", r"the key gsd_m is wrong \(it has to be a positive number"),
         ("[splits]", "[sizes]\na = [3]\n[splits]", r"the key sizes is wrong \(each size has to be"),
         ("[splits]", "recode = { x = 1 }\n[splits]", r"the key layout\.recode is wrong"),
+        ('"{id}_image.tif"', '"../{id}.tif"', r"the key layout\.image is wrong"),
+        ('"{id}_image.tif"', "[]", r"the key layout\.image is wrong \(it names no file"),
+        ('"{id}_image.tif"', '"{id"', r"the key layout\.image is wrong"),
+        (
+            '"{id}_label.tif"',
+            '"{id.__class__}.tif"',
+            r"the key layout\.label is wrong \({id.__class__} is no",
+        ),
+        ('"{id}_label.tif"', '"{foo}.tif"', r"the key layout\.label is wrong \(the image's pattern has no"),
+        ('name = "', 'name = "../', r"the key name is wrong \(it has to be a plain word"),
     ],
 )
 def test_a_wrong_value_is_named(tmp_path, old, new, message):

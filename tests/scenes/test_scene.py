@@ -154,6 +154,23 @@ def test_errors_name_cause_and_remedy(tmp_path, scene):
         Scene(image, bands=["a", "b"])
 
 
+def test_labels_and_arrays_of_the_wrong_kind(tmp_path, scene):
+    image = scene._images[0].path
+    write_raster(tmp_path / "rgb.tif", np.ones((3, 96, 130), np.uint8))
+    with pytest.raises(UserError, match="has 3 bands; a label of class values has one"):
+        Scene(image, tmp_path / "rgb.tif", CLASSES)
+    with pytest.raises(UserError, match="has 1 bands"):
+        Scene(image, scene._label.path, CLASSES, label_encoding="color")
+    for name, array in (("words", np.array([["a"]])), ("complex", np.ones((2, 2), complex))):
+        np.save(tmp_path / f"{name}.npy", array)
+        with pytest.raises(UserError, match=r"is not a .npy array of real numbers"):
+            Scene(tmp_path / f"{name}.npy")
+    np.savez(tmp_path / "x.npz", a=np.ones((2, 2)))
+    (tmp_path / "x.npz").rename(tmp_path / "x.npy")
+    with pytest.raises(UserError, match=r"is not a .npy array of real numbers"):
+        Scene(tmp_path / "x.npy")
+
+
 def test_a_truncated_file_is_an_error(tmp_path):
     draw = np.random.default_rng(0)
     path = write_raster(tmp_path / "t.tif", draw.integers(0, 255, (3, 300, 300), dtype=np.uint8))

@@ -87,7 +87,12 @@ def test_random_numbers_of_a_step_do_not_depend_on_what_came_before():
 
 def test_a_lost_loss_and_a_full_disk_are_said_plainly(tmp_path, scenes, monkeypatch):
     with pytest.raises(UserError, match=r"the loss is .* lower the learning rate"):
-        fit(*scenes, TrainConfig(**{**vars(TINY), "lr": 1e30}), tmp_path / "a", progress=False)
+        fit(
+            *scenes,
+            TrainConfig(**{**vars(TINY), "lr": 1e9, "steps": 40, "val_every": 40}),
+            tmp_path / "a",
+            progress=False,
+        )
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -95,6 +100,23 @@ def test_a_lost_loss_and_a_full_disk_are_said_plainly(tmp_path, scenes, monkeypa
     monkeypatch.setattr(module.Trainer, "save_checkpoint", full)
     with pytest.raises(UserError, match=r"No space left on device.*free some space"):
         fit(*scenes, TINY, tmp_path / "b", progress=False)
+
+
+def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path, scenes, monkeypatch):
+    config = TrainConfig(**{**vars(TINY), "steps": 4, "val_every": 2})
+
+    def half(self, path):
+        if self.global_step > 2:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(self, path)
+
+    save = module.Trainer.save_checkpoint
+    monkeypatch.setattr(module.Trainer, "save_checkpoint", half)
+    with pytest.raises(UserError):
+        fit(*scenes, config, tmp_path, progress=False)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_a_seed_gives_the_same_network_again(tmp_path, scenes):
@@ -144,6 +166,8 @@ def test_rates():
     ("change", "message"),
     [
         ({"steps": 0}, "steps is 0"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"seed": 2**60}, "seed is"),
         ({"crop_px": 100}, "crop_px is 100; it must be a multiple of 32"),
         ({"schedule": "step"}, "unknown schedule 'step'; choose one of cosine, poly"),
         ({"loss": "focal"}, "unknown loss 'focal'"),
@@ -164,6 +188,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     (tmp_path / "text.ckpt").write_text("hello")
     torch.save({"a": torch.ones(1)}, tmp_path / "other.ckpt")
     torch.save(torch.nn.Linear(1, 1), tmp_path / "pickle.ckpt")  # code, which weights_only refuses
-    for name in ("text", "other", "pickle"):
+    torch.save(torch.zeros(3), tmp_path / "tensor.ckpt")
+    for name in ("text", "other", "pickle", "tensor"):
         with pytest.raises(UserError, match="is not a checkpoint of rsseglab"):
             load_checkpoint(tmp_path / f"{name}.ckpt")
