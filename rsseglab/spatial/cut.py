@@ -127,7 +127,17 @@ def viewed(shape: Shape, axes: Axes, new_shape: Shape) -> tuple[Axes, tuple[int,
             )
         )
         units.append(unit)
-    return tuple(followed), tuple(units)
+    return plainest(tuple(followed)), tuple(units)
+
+
+def plainest(axes: Axes) -> Axes:
+    """A cut that leads its dimension alone is a cut of the whole dimension: no need to remember what is inside."""
+    return tuple(
+        Axis(a.dim, tuple(b * a.inner for b in a.bounds))
+        if a.outer == 1 and sum(other.dim == a.dim for other in axes) == 1
+        else a
+        for a in axes
+    )
 
 
 def moved(axes: Axes, position: dict[int, int]) -> Axes:

@@ -21,6 +21,7 @@ from rsseglab.spatial.cut import (
     Shape,
     local_shape,
     map_axes,
+    plainest,
     unfolded,
     window_of,
 )
@@ -339,7 +340,7 @@ def relaid(x: SceneTensor, axes: Axes, name: str) -> SceneTensor:
     shape = tuple(x.shape)
     (sizes, old), (new_sizes, new) = unfolded(shape, x.axes), unfolded(shape, axes)
     if sizes != new_sizes:
-        (sizes, old), (new_sizes, new) = unfolded(shape, merged_axes(x.axes)), unfolded(shape, merged_axes(axes))
+        (sizes, old), (new_sizes, new) = unfolded(shape, plainest(x.axes)), unfolded(shape, plainest(axes))
     if sizes != new_sizes:  # one cut inside a batch of them, say: no rectangle of one is a rectangle of the other
         whole = _whole(x)
         return x.like([window(whole, axes, t) for t in x.layout.held], shape, axes)
@@ -350,13 +351,6 @@ def relaid(x: SceneTensor, axes: Axes, name: str) -> SceneTensor:
     return x.like([t.reshape(s) for t, s in zip(tiles, shapes, strict=True)], shape, axes)
 
 
-def merged_axes(axes: Axes) -> Axes:
-    """A band's cut as a cut of the whole dimension, where it holds one contiguous range of it."""
-    if len(axes) > 1 or axes[0].outer > 1:
-        return axes
-    return (Axis(axes[0].dim, tuple(b * axes[0].inner for b in axes[0].bounds)),)
-
-
 def banded(x: SceneTensor, dim: int, name: str) -> SceneTensor:
     """The same tensor in bands of all tiles, of which ``dim`` is cut as one contiguous range (simple axis)."""
     if len(x.axes) > 1:
@@ -364,7 +358,7 @@ def banded(x: SceneTensor, dim: int, name: str) -> SceneTensor:
         x = relaid(x, (Axis(dim, bounds(axis.length, x.layout.parts), axis.outer, axis.inner),), name)
     if x.axes[0].outer > 1:
         x = relaid(x, (Axis(dim, bounds(x.shape[dim], x.layout.parts)),), name)
-    return x.like(x.tiles, x.shape, merged_axes(x.axes))
+    return x.like(x.tiles, x.shape, plainest(x.axes))
 
 
 def fetch_windows(x: SceneTensor, requests: Sequence[Rect], name: str) -> list[Tensor]:
@@ -394,7 +388,7 @@ def relaid(x: SceneTensor, axes: Axes, name: str) -> SceneTensor:
     shape = tuple(x.shape)
     (sizes, old), (new_sizes, new) = unfolded(shape, x.axes), unfolded(shape, axes)
     if sizes != new_sizes:
-        (sizes, old), (new_sizes, new) = unfolded(shape, merged_axes(x.axes)), unfolded(shape, merged_axes(axes))
+        (sizes, old), (new_sizes, new) = unfolded(shape, plainest(x.axes)), unfolded(shape, plainest(axes))
     if sizes != new_sizes:  # one cut inside a batch of them, say: no rectangle of one is a rectangle of the other
         whole = _whole(x)
         return x.like([window(whole, axes, t) for t in x.layout.held], shape, axes)
@@ -405,7 +399,7 @@ def relaid(x: SceneTensor, axes: Axes, name: str) -> SceneTensor:
     return x.like([t.reshape(s) for t, s in zip(tiles, shapes, strict=True)], shape, axes)
 
 
-def merged_axes(axes: Axes) -> Axes:
+def plainest(axes: Axes) -> Axes:
     """A band's cut as a cut of the whole dimension, where it holds one contiguous range of it."""
     if len(axes) > 1 or axes[0].outer > 1:
         return axes

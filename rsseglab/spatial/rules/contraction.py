@@ -47,7 +47,7 @@ def contract(
     cut_labels = [own[a.dim] for a in lead.axes]
     locals_ = []
     for operand, its in zip(operands, labels, strict=True):
-        there = [c for c in cut_labels if c in its and operand.shape[list(its).index(c)] == sizes[c]]
+        there = {c for c in cut_labels if c in its and operand.shape[list(its).index(c)] == sizes[c]}
         axes = tuple(
             Axis(list(its).index(own[a.dim]), a.bounds, a.outer, a.inner) for a in lead.axes if own[a.dim] in there
         )

@@ -44,7 +44,7 @@ def merged_moments(
     for tile in tiles:
         n = prod(tile.shape[d] for d in dims)
         if n:
-            var, mean = torch.var_mean(tile.to(wide), dims, correction=0, keepdim=True)
+            mean, var = _moments(tile.to(wide), dims)
             moments.append((n, mean, var * n))
     device = tiles[0].device
     total = torch.zeros(1, *shape, dtype=wide, device=device)
@@ -63,6 +63,16 @@ def merged_moments(
     if layout.mesh is not None:
         all_reduce_(squares, layout, name, mesh)
     return mean_all, squares / n_all, n_all
+
+
+def _moments(tile: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of one tile; per channel by batch norm's own kernel, which is the faster."""
+    if dims == (0, *range(2, tile.dim())):
+        shape = (1, -1, *[1] * (tile.dim() - 2))
+        mean, var = torch.ops.aten.batch_norm_update_stats(tile, None, None, 0.0)
+        return mean.view(shape), var.view(shape)
+    var, mean = torch.var_mean(tile, dims, correction=0, keepdim=True)
+    return mean, var
 
 
 # -------------------------------------------------------------------------------------------- batch norm

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsseglab.spatial.cut import local_shape, moved, on_multiples, viewed, window_of
+from rsseglab.spatial.cut import local_shape, map_axes, moved, on_multiples, viewed, window_of
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.exchange import Rect, fetch
-from rsseglab.spatial.tensor import SceneTensor, named, refusal, relaid, rule
+from rsseglab.spatial.tensor import SceneTensor, join, named, refusal, relaid, rule, window
 
 
 def _sizes(given: Sequence[Any]) -> tuple[int, ...]:
@@ -25,7 +25,7 @@ def _sizes(given: Sequence[Any]) -> tuple[int, ...]:
 
 
 @rule(*named("view", "reshape"))
-def view(x: SceneTensor, *sizes: Any, **kwargs: Any) -> SceneTensor:
+def view(x: SceneTensor, *sizes: Any, **kwargs: Any) -> Any:
     """Read the same elements by other dimensions."""
     sizes = sizes or tuple(kwargs.values())
     if len(sizes) == 1 and isinstance(sizes[0], torch.dtype):
@@ -36,13 +36,28 @@ def view(x: SceneTensor, *sizes: Any, **kwargs: Any) -> SceneTensor:
         shape = tuple(x.numel() // max(known, 1) if n == -1 else n for n in shape)
     if prod(shape) != x.numel():
         raise SpatialError(f"view: {list(x.shape)} can't be read as {list(shape)}; the numbers of elements differ.")
-    axes, units = viewed(tuple(x.shape), x.axes, shape)
+    try:
+        axes, units = viewed(tuple(x.shape), x.axes, shape)
+    except SpatialError:
+        return _reread(x, shape)
     if any(b % unit for axis, unit in zip(x.axes, units, strict=True) for b in axis.bounds):
         aligned = tuple(on_multiples(axis, unit) for axis, unit in zip(x.axes, units, strict=True))
         x = relaid(x, aligned, "view")
         axes, _ = viewed(tuple(x.shape), x.axes, shape)
     tiles = [t.reshape(local_shape(shape, axes, k)) for k, t in zip(x.layout.held, x.tiles, strict=True)]
     return x.like(tiles, shape, axes)
+
+
+def _reread(x: SceneTensor, shape: tuple[int, ...]) -> Any:
+    """A view that tears the cut index apart (tokens read as channels, say): by way of the whole tensor.
+
+    A map is cut again; any other shape stays plain.
+    """
+    whole = join(x).reshape(shape)
+    if len(shape) != 4:
+        return whole
+    axes = map_axes(x.layout, shape[2], shape[3])
+    return x.like([window(whole, axes, tile) for tile in x.layout.held], shape, axes)
 
 
 @rule(*named("view_as", "reshape_as"))
@@ -119,13 +134,13 @@ def matrix_transpose(x: SceneTensor) -> SceneTensor:
 
 
 @rule(*named("expand", "broadcast_to"))
-def expand(x: SceneTensor, *sizes: Any, **kwargs: Any) -> SceneTensor:
-    """Repeat dimensions of one, without copies; not cut ones."""
+def expand(x: SceneTensor, *sizes: Any, **kwargs: Any) -> Any:
+    """Repeat dimensions of one, without copies."""
     shape = list(_sizes(sizes or tuple(kwargs.values())))
     ahead = len(shape) - x.dim()
     shape = [x.shape[k - ahead] if n == -1 else n for k, n in enumerate(shape)]
     if any(shape[a.dim + ahead] != x.shape[a.dim] for a in x.axes):
-        raise refusal("expand", (x,), why="would repeat a cut dimension")
+        return join(x).expand(shape)  # a single row, wanted by all
     axes = moved(x.axes, {d: d + ahead for d in range(x.dim())})
     tiles = [t.expand(local_shape(shape, axes, k)) for k, t in zip(x.layout.held, x.tiles, strict=True)]
     return x.like(tiles, shape, axes)
