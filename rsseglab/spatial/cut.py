@@ -122,9 +122,7 @@ def viewed(shape: Shape, axes: Axes, new_shape: Shape) -> tuple[Axes, tuple[int,
                 "across the new dimensions; reshape it apart from the others, or spatial.replicate it first."
             )
         followed.append(
-            Axis(
-                dim, tuple(-(-b // unit) for b in axis.bounds), new_shape[dim] // (inner * length), inner
-            )
+            Axis(dim, tuple(-(-b // unit) for b in axis.bounds), new_shape[dim] // (inner * length), inner)
         )
         units.append(unit)
     return plainest(tuple(followed)), tuple(units)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import torch
@@ -59,16 +60,19 @@ def plan(windows: tuple[Rect, ...], requests: Requests) -> tuple[Piece, ...]:
     pieces = []
     for dst, rects in enumerate(requests):
         for number, rect in enumerate(rects):
+            found = 0
             for src, window in enumerate(windows):
-                both = tuple(
-                    (max(a, c), min(b, d)) for (a, b), (c, d) in zip(rect, window, strict=True)
-                )
+                both = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(rect, window, strict=True))
                 if all(a < b for a, b in both):
-                    from_src = tuple(
-                        (a - w, b - w) for (a, b), (w, _) in zip(both, window, strict=True)
-                    )
+                    from_src = tuple((a - w, b - w) for (a, b), (w, _) in zip(both, window, strict=True))
                     into_dst = tuple((a - r, b - r) for (a, b), (r, _) in zip(both, rect, strict=True))
                     pieces.append(Piece(src, dst, number, from_src, into_dst))
+                    found += prod(b - a for a, b in both)
+            if found != prod(max(0, b - a) for a, b in rect):
+                raise SpatialError(
+                    f"exchange: tile {dst} asks for {rect}, of which the tiles hold {found} positions; a rule's "
+                    "needs reach out of the scene. Please report this."
+                )
     return tuple(pieces)
 
 
@@ -83,9 +87,7 @@ def _empty(like: Tensor, dims: Sequence[int], rect: Rect) -> Tensor:
     shape = list(like.shape)
     for dim, (start, stop) in zip(dims, rect, strict=True):
         shape[dim] = stop - start
-    return torch.empty(
-        shape, dtype=like.dtype, device=like.device, memory_format=memory_format(like)
-    )
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format(like))
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
@@ -158,9 +160,7 @@ class _Fetch(torch.autograd.Function):
         ctx.shapes = [(t.shape, memory_format(t)) for t in tiles]
         held = dict(zip(layout.held, tiles, strict=True))
         rects = {
-            (t, n): _empty(held[t], dims, rect)
-            for t in layout.held
-            for n, rect in enumerate(requests[t])
+            (t, n): _empty(held[t], dims, rect) for t in layout.held for n, rect in enumerate(requests[t])
         }
         sends: dict[int, list[Tensor]] = {}
         receives: dict[int, list[Tensor]] = {}
@@ -252,9 +252,7 @@ def fetch(
     Returns:
         The held tiles (empty unless ``own``), and for each held tile its rectangles, new tensors.
     """
-    outputs = list(
-        _Fetch.apply(layout, dims, plan(windows, requests), requests, own, name, *tiles)
-    )
+    outputs = list(_Fetch.apply(layout, dims, plan(windows, requests), requests, own, name, *tiles))
     own_tiles, outputs = (outputs[: len(tiles)], outputs[len(tiles) :]) if own else ([], outputs)
     counts = [len(requests[t]) for t in layout.held]
     starts = [sum(counts[:k]) for k in range(len(counts))]
@@ -317,5 +315,3 @@ def agree(layout: Layout, facts: Sequence[int], name: str) -> list[list[int]]:
     with _named(layout, name):
         dist.all_gather(everyone, mine, group=layout.group)
     return [row.tolist() for row in everyone]
-
-

@@ -50,7 +50,9 @@ class SceneTensor(Tensor):
     _shape: torch.Size
 
     @staticmethod
-    def __new__(cls, tiles: Sequence[Tensor], layout: Layout, shape: Sequence[int], axes: Axes) -> SceneTensor:
+    def __new__(
+        cls, tiles: Sequence[Tensor], layout: Layout, shape: Sequence[int], axes: Axes
+    ) -> SceneTensor:
         """Wrap the held tiles of a tensor of global ``shape``."""
         self: SceneTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, tuple(shape), dtype=tiles[0].dtype, device=tiles[0].device
@@ -78,7 +80,9 @@ class SceneTensor(Tensor):
         """For every tile of the layout, the interval of each cut axis that it holds."""
         return tuple(window_of(self.axes, t) for t in range(self.layout.parts))
 
-    def like(self, tiles: Sequence[Tensor], shape: Sequence[int] | None = None, axes: Axes | None = None) -> SceneTensor:
+    def like(
+        self, tiles: Sequence[Tensor], shape: Sequence[int] | None = None, axes: Axes | None = None
+    ) -> SceneTensor:
         """New tiles on this tensor's layout; shape and axes stay unless given."""
         return SceneTensor(
             tiles, self.layout, self.shape if shape is None else shape, self.axes if axes is None else axes
@@ -124,7 +128,9 @@ def _cut_arguments(values: Any) -> list[SceneTensor]:
     return found
 
 
-def refusal(func: Any, args: Any = (), kwargs: Any = None, why: str = "has no rule for a cut scene") -> SpatialError:
+def refusal(
+    func: Any, args: Any = (), kwargs: Any = None, why: str = "has no rule for a cut scene"
+) -> SpatialError:
     """The error for a call that can't be kept exact."""
     name = func if isinstance(func, str) else (resolve_name(func) or getattr(func, "__name__", str(func)))
     shapes = [list(x.shape) for x in _cut_arguments([*args, *(kwargs or {}).values()])]
@@ -224,7 +230,9 @@ def cut(x: Tensor, layout: Layout) -> SceneTensor:
     if isinstance(x, SceneTensor):
         raise SpatialError(f"cut: the tensor {list(x.shape)} is already cut; join it first.")
     if x.dim() not in (3, 4):
-        raise SpatialError(f"cut: {list(x.shape)} is neither (B, C, H, W) nor (B, H, W); unsqueeze the batch.")
+        raise SpatialError(
+            f"cut: {list(x.shape)} is neither (B, C, H, W) nor (B, H, W); unsqueeze the batch."
+        )
     _agree_on(layout, x.shape, True, "cut")
     height, width = x.shape[-2:]
     layout.windows(height, width)  # refuses more tiles than rows
@@ -255,7 +263,9 @@ def from_tile(tile: Tensor, layout: Layout, height: int, width: int) -> SceneTen
     _, _, rows, cols = layout.windows(height, width)[layout.rank]
     shape = (*tile.shape[:-2], height, width)
     _agree_on(layout, shape, tuple(tile.shape[-2:]) == (rows, cols), "from_tile")
-    return SceneTensor([tile], layout, shape, map_axes(layout, height, width, (tile.dim() - 2, tile.dim() - 1)))
+    return SceneTensor(
+        [tile], layout, shape, map_axes(layout, height, width, (tile.dim() - 2, tile.dim() - 1))
+    )
 
 
 def join(y: Any) -> Any:
@@ -320,17 +330,19 @@ def fetch_windows(x: SceneTensor, requests: Sequence[Rect], name: str) -> list[T
     """
     windows = x.tile_windows
     dims = tuple(axis.dim for axis in x.axes)
-    if all(
-        a >= c and b <= d for rect, own in zip(requests, windows, strict=True) for (a, b), (c, d) in zip(rect, own, strict=True)
-    ):
+    if all(_inside(rect, own) for rect, own in zip(requests, windows, strict=True)):
         tiles = []
         for tile, held in zip(x._tiles, x.layout.held, strict=True):
             for dim, (a, b), (c, d) in zip(dims, requests[held], windows[held], strict=True):
-                tile = tile if (a, b) == (c, d) else tile.narrow(dim, a - c, b - a)
+                tile = tile if (a, b) == (c, d) else tile.narrow(dim, a - c if a < b else 0, b - a)
             tiles.append(tile)
         return tiles
     _, rects = fetch(x.layout, x._tiles, dims, windows, tuple((r,) for r in requests), name)
     return [rect for (rect,) in rects]
+
+
+def _inside(rect: Rect, own: Rect) -> bool:
+    return all((c <= a and b <= d) or a == b for (a, b), (c, d) in zip(rect, own, strict=True))
 
 
 def relaid(x: SceneTensor, axes: Axes, name: str) -> SceneTensor:
@@ -341,7 +353,9 @@ def relaid(x: SceneTensor, axes: Axes, name: str) -> SceneTensor:
     (sizes, old), (new_sizes, new) = unfolded(shape, x.axes), unfolded(shape, axes)
     if sizes != new_sizes:
         (sizes, old), (new_sizes, new) = unfolded(shape, plainest(x.axes)), unfolded(shape, plainest(axes))
-    if sizes != new_sizes:  # one cut inside a batch of them, say: no rectangle of one is a rectangle of the other
+    if (
+        sizes != new_sizes
+    ):  # one cut inside a batch of them, say: no rectangle of one is a rectangle of the other
         whole = _whole(x)
         return x.like([window(whole, axes, t) for t in x.layout.held], shape, axes)
     locals_ = [local_shape(sizes, old, t) for t in x.layout.held]
@@ -359,60 +373,6 @@ def banded(x: SceneTensor, dim: int, name: str) -> SceneTensor:
     if x.axes[0].outer > 1:
         x = relaid(x, (Axis(dim, bounds(x.shape[dim], x.layout.parts)),), name)
     return x.like(x.tiles, x.shape, plainest(x.axes))
-
-
-def fetch_windows(x: SceneTensor, requests: Sequence[Rect], name: str) -> list[Tensor]:
-    """For each held tile, the window of ``x`` (one interval an axis, within the scene) that it asks for.
-
-    ``x`` has simple axes. Where no tile asks for more than it holds, views of the tiles are returned.
-    """
-    windows = x.tile_windows
-    dims = tuple(axis.dim for axis in x.axes)
-    if all(
-        a >= c and b <= d for rect, own in zip(requests, windows, strict=True) for (a, b), (c, d) in zip(rect, own, strict=True)
-    ):
-        tiles = []
-        for tile, held in zip(x._tiles, x.layout.held, strict=True):
-            for dim, (a, b), (c, d) in zip(dims, requests[held], windows[held], strict=True):
-                tile = tile if (a, b) == (c, d) else tile.narrow(dim, a - c, b - a)
-            tiles.append(tile)
-        return tiles
-    _, rects = fetch(x.layout, x._tiles, dims, windows, tuple((r,) for r in requests), name)
-    return [rect for (rect,) in rects]
-
-
-def relaid(x: SceneTensor, axes: Axes, name: str) -> SceneTensor:
-    """The same tensor on another cut."""
-    if axes == x.axes:
-        return x
-    shape = tuple(x.shape)
-    (sizes, old), (new_sizes, new) = unfolded(shape, x.axes), unfolded(shape, axes)
-    if sizes != new_sizes:
-        (sizes, old), (new_sizes, new) = unfolded(shape, plainest(x.axes)), unfolded(shape, plainest(axes))
-    if sizes != new_sizes:  # one cut inside a batch of them, say: no rectangle of one is a rectangle of the other
-        whole = _whole(x)
-        return x.like([window(whole, axes, t) for t in x.layout.held], shape, axes)
-    locals_ = [local_shape(sizes, old, t) for t in x.layout.held]
-    spread = x.like([t.reshape(s) for t, s in zip(x._tiles, locals_, strict=True)], sizes, old)
-    tiles = _turned(spread, new, name)
-    shapes = [local_shape(shape, axes, t) for t in x.layout.held]
-    return x.like([t.reshape(s) for t, s in zip(tiles, shapes, strict=True)], shape, axes)
-
-
-def plainest(axes: Axes) -> Axes:
-    """A band's cut as a cut of the whole dimension, where it holds one contiguous range of it."""
-    if len(axes) > 1 or axes[0].outer > 1:
-        return axes
-    return (Axis(axes[0].dim, tuple(b * axes[0].inner for b in axes[0].bounds)),)
-
-
-def banded(x: SceneTensor, dim: int, name: str) -> SceneTensor:
-    """The same tensor in bands of all tiles, cut along the leading cut of dimension ``dim`` alone."""
-    if len(x.axes) == 1:
-        return x
-    axis = min((a for a in x.axes if a.dim == dim), key=lambda a: a.outer)
-    band = Axis(dim, bounds(axis.length, x.layout.parts), axis.outer, axis.inner)
-    return relaid(x, (band,), name)
 
 
 def _turned(x: SceneTensor, new: Axes, name: str) -> list[Tensor]:

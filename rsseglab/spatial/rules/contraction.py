@@ -27,7 +27,11 @@ Labels = Sequence[int]
 
 
 def contract(
-    function: Callable[..., Tensor], operands: Sequence[Any], labels: Sequence[Labels], result: Labels, name: str
+    function: Callable[..., Tensor],
+    operands: Sequence[Any],
+    labels: Sequence[Labels],
+    result: Labels,
+    name: str,
 ) -> Any:
     """Apply ``function``, a sum of products, tile by tile.
 
@@ -49,7 +53,9 @@ def contract(
     for operand, its in zip(operands, labels, strict=True):
         there = {c for c in cut_labels if c in its and operand.shape[list(its).index(c)] == sizes[c]}
         axes = tuple(
-            Axis(list(its).index(own[a.dim]), a.bounds, a.outer, a.inner) for a in lead.axes if own[a.dim] in there
+            Axis(list(its).index(own[a.dim]), a.bounds, a.outer, a.inner)
+            for a in lead.axes
+            if own[a.dim] in there
         )
         locals_.append(_operand(operand, lead, axes, len(there) == len(set(cut_labels)), name))
     tiles = [function(*(local[k] for local in locals_)) for k in range(len(lead.tiles))]
@@ -133,7 +139,13 @@ def linear(input: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
     if all(a.dim != last for a in input.axes):
         shape = (*input.shape[:-1], weight.shape[0])
         return input.like([F.linear(t, weight, bias) for t in input.tiles], shape)
-    y = contract(F.linear, [input, weight], [[*range(last), last], [last + 1, last]], [*range(last), last + 1], "linear")
+    y = contract(
+        F.linear,
+        [input, weight],
+        [[*range(last), last], [last + 1, last]],
+        [*range(last), last + 1],
+        "linear",
+    )
     return y if bias is None else (elementwise(torch.add)(y, bias) if is_cut(y) else y + bias)
 
 
@@ -155,10 +167,14 @@ def einsum(equation: str, *operands: Any) -> Any:
     labels = [spelled(t, n) for t, n in zip(terms, ahead, strict=True)]
     if "->" not in equation:
         letters = "".join(terms).replace("...", "")
-        right = ("..." if "..." in left else "") + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+        right = ("..." if "..." in left else "") + "".join(
+            sorted(c for c in set(letters) if letters.count(c) == 1)
+        )
     if any(len(set(its)) < len(its) for its in labels):
         raise refusal("einsum with a repeated label in one operand", operands)
-    return contract(lambda *local: torch.einsum(equation, *local), operands, labels, spelled(right, widest), "einsum")
+    return contract(
+        lambda *local: torch.einsum(equation, *local), operands, labels, spelled(right, widest), "einsum"
+    )
 
 
 @rule(*named("scaled_dot_product_attention"))
@@ -174,7 +190,9 @@ def attention(
 ) -> Any:
     """Fused attention; queries stay where they are, keys and values are gathered, windows are their own."""
     if dropout_p > 0 or is_causal or enable_gqa:
-        raise refusal("scaled_dot_product_attention(dropout_p > 0, is_causal or enable_gqa)", (query, key, value))
+        raise refusal(
+            "scaled_dot_product_attention(dropout_p > 0, is_causal or enable_gqa)", (query, key, value)
+        )
     if not is_cut(query) and not is_cut(attn_mask):
         return F.scaled_dot_product_attention(query, join(key), join(value), attn_mask, scale=scale)
     batch = query.dim() - 2
@@ -187,7 +205,11 @@ def attention(
         operands.append(attn_mask)
         labels.append([*lead[missing:], n, m])
     if not is_cut(query) or any(a.dim > batch for a in query.axes):
-        raise refusal("scaled_dot_product_attention", (query, key, value), why="needs its queries cut along tokens or batch")
+        raise refusal(
+            "scaled_dot_product_attention",
+            (query, key, value),
+            why="needs its queries cut along tokens or batch",
+        )
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         if not q.numel():

@@ -1,6 +1,6 @@
 """Losses over the scene: each tile sums its own share, and the mean divides by the scene's count.
 
-    cross_entropy, mean:  sum_i w[y_i] l_i / sum_i w[y_i]   over the positions i that are not ignored
+cross_entropy, mean:  sum_i w[y_i] l_i / sum_i w[y_i]   over the positions i that are not ignored
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def _scores(x: Any, name: str) -> SceneTensor:
     return x  # type: ignore[no-any-return]
 
 
-def _classified(function: Any, x: SceneTensor, target: Tensor, options: dict[str, Any], reduction: str) -> Any:
+def _classified(
+    function: Any, x: SceneTensor, target: Tensor, options: dict[str, Any], reduction: str
+) -> Any:
     soft = target.is_floating_point()
     expected = tuple(x.shape) if soft else (x.shape[0], *x.shape[2:])
     if tuple(target.shape) != expected:
@@ -79,7 +81,9 @@ def _classified(function: Any, x: SceneTensor, target: Tensor, options: dict[str
         shape = (x.shape[0], *x.shape[2:])
         out_axes = moved(x.axes, {d: max(d - 1, 0) for d in range(x.dim())})
         tiles = [
-            function(s, t, reduction="none", **options) if s.numel() else connected(t.shape if not soft else (s.shape[0], *s.shape[2:]), s)
+            function(s, t, reduction="none", **options)
+            if s.numel()
+            else connected(t.shape if not soft else (s.shape[0], *s.shape[2:]), s)
             for s, t in zip(x.tiles, targets, strict=True)
         ]
         return x.like(tiles, shape, out_axes)
@@ -131,4 +135,3 @@ for _name in (
     "huber_loss",
 ):
     _pointwise_loss(_name)
-

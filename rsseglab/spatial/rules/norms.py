@@ -162,11 +162,15 @@ def batch_norm(
     if any(a.dim == 1 for a in input.axes):
         raise refusal("batch_norm", (input,), why="normalises channels, and here they are cut")
     if not training:
-        return input.map(lambda t: F.batch_norm(t, running_mean, running_var, weight, bias, False, momentum, eps))
+        return input.map(
+            lambda t: F.batch_norm(t, running_mean, running_var, weight, bias, False, momentum, eps)
+        )
     layout = input.layout
     mesh = layout.norm_mesh or layout.mesh
     if layout.parts == 1 and mesh is None:
-        return input.map(lambda t: F.batch_norm(t, running_mean, running_var, weight, bias, True, momentum, eps))
+        return input.map(
+            lambda t: F.batch_norm(t, running_mean, running_var, weight, bias, True, momentum, eps)
+        )
     dims = tuple(d for d in range(input.dim()) if d != 1)
     if input.numel() == input.shape[1]:
         raise SpatialError(
@@ -289,11 +293,12 @@ def layer_norm(
 
 @rule(*named("rms_norm"))
 def rms_norm(
-    input: SceneTensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+    input: SceneTensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
 ) -> SceneTensor:
     """Root-mean-square norm over uncut trailing dimensions."""
     if any(a.dim >= input.dim() - len(normalized_shape) for a in input.axes):
         raise refusal("rms_norm", (input,), why="normalises over a cut dimension")
     return input.map(lambda t: F.rms_norm(t, tuple(normalized_shape), weight, eps))
-
-

@@ -14,7 +14,18 @@ from torch import Tensor
 
 from rsseglab.spatial.cut import Axes, moved
 from rsseglab.spatial.errors import SpatialError
-from rsseglab.spatial.tensor import METADATA, RULES, SceneTensor, is_cut, join, named, refusal, relaid, rule, window
+from rsseglab.spatial.tensor import (
+    METADATA,
+    RULES,
+    SceneTensor,
+    is_cut,
+    join,
+    named,
+    refusal,
+    relaid,
+    rule,
+    window,
+)
 
 ELEMENTWISE = """
     abs acos acosh add addcdiv addcmul asin asinh atan atan2 atanh bitwise_and bitwise_not bitwise_or bitwise_xor
@@ -76,7 +87,9 @@ def aligned(
     return lead, axes, shape, [_local(o, lead, axes, shape, name) for o in operands]
 
 
-def _local(operand: Any, lead: SceneTensor, axes: Axes, shape: Sequence[int], name: str) -> Callable[[int], Any]:
+def _local(
+    operand: Any, lead: SceneTensor, axes: Axes, shape: Sequence[int], name: str
+) -> Callable[[int], Any]:
     """What ``operand`` contributes to each tile of a result of ``shape`` cut at ``axes``."""
     if not isinstance(operand, Tensor) or (not is_cut(operand) and operand.dim() == 0):
         return lambda k: operand
@@ -93,7 +106,9 @@ def _local(operand: Any, lead: SceneTensor, axes: Axes, shape: Sequence[int], na
     if len(present) == len(here):
         return lambda k: window(operand, here, lead.layout.held[k])
     # a plain tensor with rows of the scene but a single column, in a grid
-    wide = operand.expand([shape[d + ahead] if any(a.dim == d for a in here) else n for d, n in enumerate(operand.shape)])
+    wide = operand.expand(
+        [shape[d + ahead] if any(a.dim == d for a in here) else n for d, n in enumerate(operand.shape)]
+    )
     return lambda k: window(wide, here, lead.layout.held[k])
 
 
@@ -158,16 +173,49 @@ for _function in named(*INPLACE):
 METADATA.update(
     {
         getattr(Tensor, name).__get__
-        for name in ("shape", "dtype", "device", "ndim", "layout", "is_cuda", "is_cpu", "is_sparse", "is_mps",
-                     "is_quantized", "is_meta", "is_nested", "is_mkldnn", "is_xpu", "names", "itemsize", "nbytes")
+        for name in (
+            "shape",
+            "dtype",
+            "device",
+            "ndim",
+            "layout",
+            "is_cuda",
+            "is_cpu",
+            "is_sparse",
+            "is_mps",
+            "is_quantized",
+            "is_meta",
+            "is_nested",
+            "is_mkldnn",
+            "is_xpu",
+            "names",
+            "itemsize",
+            "nbytes",
+        )
         if hasattr(getattr(Tensor, name, None), "__get__")
     }
 )
 METADATA.update(
     f
-    for f in named("size", "dim", "numel", "ndimension", "nelement", "is_floating_point", "is_complex", "element_size",
-                   "__len__", "get_device", "is_same_size", "_is_view", "is_inference", "is_signed", "__hash__",
-                   "is_tensor", "__reversed__")
+    for f in named(
+        "size",
+        "dim",
+        "numel",
+        "ndimension",
+        "nelement",
+        "is_floating_point",
+        "is_complex",
+        "element_size",
+        "__len__",
+        "get_device",
+        "is_same_size",
+        "_is_view",
+        "is_inference",
+        "is_signed",
+        "__hash__",
+        "is_tensor",
+        "__reversed__",
+    )
 )
 
 

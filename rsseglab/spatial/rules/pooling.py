@@ -65,7 +65,9 @@ def max_pool2d(
         zeros = (rows.span.before, cols.span.before)
         fits = all(
             2 * z <= k and (n + 2 * z - d * (k - 1) - 1) // s + 1 == w
-            for n, z, k, d, s, w in zip(window.shape[2:], zeros, kernel, dilations, strides, want, strict=True)
+            for n, z, k, d, s, w in zip(
+                window.shape[2:], zeros, kernel, dilations, strides, want, strict=True
+            )
         )
         if not fits:
             window, zeros = missing(window, rows, cols, float("-inf")), (0, 0)
@@ -167,7 +169,9 @@ def adaptive_max_pool2d(input: SceneTensor, output_size: Any, return_indices: bo
             return bin_.new_full(bin_.shape[:2], float("-inf")) + bin_.sum((2, 3))
         return bin_.flatten(2).max(2).values
 
-    tops = gather(x.layout, [_over_bins(x, bins, k, largest) for k in range(len(x.tiles))], "adaptive_max_pool2d")
+    tops = gather(
+        x.layout, [_over_bins(x, bins, k, largest) for k in range(len(x.tiles))], "adaptive_max_pool2d"
+    )
     return tops.max(0).values
 
 

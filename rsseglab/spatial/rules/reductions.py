@@ -91,7 +91,12 @@ def _centred(x: SceneTensor, dim: Dims) -> Any:
 
 @rule(*named("var"))
 def var(
-    x: SceneTensor, dim: Dims = None, unbiased: bool = True, keepdim: bool = False, *, correction: float | None = None
+    x: SceneTensor,
+    dim: Dims = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
 ) -> Any:
     """Variance about the scene's mean, in two passes."""
     correction = (1 if unbiased else 0) if correction is None else correction
@@ -120,7 +125,9 @@ def norm(x: SceneTensor, p: Any = 2, dim: Dims = None, keepdim: bool = False, **
     p = 2.0 if p in (None, "fro") else float(p)
     dims = _dims(x, dim)
     if all(a.dim not in dims for a in x.axes):
-        return reduced(x, dim, keepdim, lambda t, d: torch.linalg.vector_norm(t, p, d, True), lambda s: s[0], "norm")
+        return reduced(
+            x, dim, keepdim, lambda t, d: torch.linalg.vector_norm(t, p, d, True), lambda s: s[0], "norm"
+        )
     if p == float("inf"):
         return amax(elementwise(torch.abs)(x), dim, keepdim)
     if p <= 0:
@@ -150,9 +157,7 @@ def _extreme(function: Any, x: SceneTensor, dim: Dims, keepdim: bool, worst: flo
         shape = [1 if d in dims else n for d, n in enumerate(tile.shape)]
         return tile.new_full(shape, worst) + 0 * tile.sum()
 
-    return reduced(
-        x, dim, keepdim, local, lambda parts: function(gather(x.layout, parts, name), 0), name
-    )
+    return reduced(x, dim, keepdim, local, lambda parts: function(gather(x.layout, parts, name), 0), name)
 
 
 @rule(*named("amax"))
@@ -173,7 +178,9 @@ def _with_index(x: SceneTensor, k: int, dim: int, largest: bool, keepdim: bool, 
     hit = [a for a in x.axes if a.dim == dim]
     if hit and len(hit) < len(x.axes):
         other = next(a for a in x.axes if a.dim != dim)
-        x = relaid(x, (Axis(other.dim, bounds(other.length, x.layout.parts), other.outer, other.inner),), name)
+        x = relaid(
+            x, (Axis(other.dim, bounds(other.length, x.layout.parts), other.outer, other.inner),), name
+        )
         hit = []
     if not hit:
         both = [t.topk(k, dim, largest) for t in x.tiles]

@@ -63,8 +63,10 @@ def nearest_taps(n_in: int, n_out: int, scale: float | None, mode: str) -> Taps:
     if scale is None:
         taken = F.interpolate(ramp, size=(n_out, 1), mode=mode)
     else:
-        taken = torch.ops.aten.upsample_nearest2d(ramp, [n_out, 1], scale, None) if mode == "nearest" else (
-            torch.ops.aten._upsample_nearest_exact2d(ramp, [n_out, 1], scale, None)
+        taken = (
+            torch.ops.aten.upsample_nearest2d(ramp, [n_out, 1], scale, None)
+            if mode == "nearest"
+            else (torch.ops.aten._upsample_nearest_exact2d(ramp, [n_out, 1], scale, None))
         )
     return taken.reshape(n_out, 1).long(), torch.ones(n_out, 1, dtype=torch.float64)
 
@@ -142,7 +144,9 @@ def interpolate(
         sizes = (int(x.shape[2] * given[0]), int(x.shape[3] * given[1]))
         if not recompute_scale_factor:
             scales = (float(given[0]), float(given[1]))
-    whole = all(out % n == 0 and s in (None, out / n) for n, out, s in zip(x.shape[2:], sizes, scales, strict=True))
+    whole = all(
+        out % n == 0 and s in (None, out / n) for n, out, s in zip(x.shape[2:], sizes, scales, strict=True)
+    )
     if mode.startswith("nearest") and whole:
         return _repeated(x, sizes, mode)
     if mode == "area":
@@ -169,7 +173,9 @@ def _repeated(x: SceneTensor, sizes: tuple[int, int], mode: str) -> SceneTensor:
                 y = y.narrow(dim, view.out[0] - view.span.start * f, view.out[1] - view.out[0])
         return y
 
-    return windowed(x, sizes, x.shape[1], (needs_along(factor[0]), needs_along(factor[1])), compute, "interpolate")
+    return windowed(
+        x, sizes, x.shape[1], (needs_along(factor[0]), needs_along(factor[1])), compute, "interpolate"
+    )
 
 
 @rule(*named("pixel_shuffle"))

@@ -1,6 +1,6 @@
 """Softmax over channels, tile by tile, or over cut dimensions, with the scene's maximum and sum.
 
-    softmax(x) = exp(x - max x) / sum exp(x - max x)
+softmax(x) = exp(x - max x) / sum exp(x - max x)
 """
 
 from __future__ import annotations
