@@ -180,7 +180,7 @@ class _Fetch(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         layout, dims = ctx.layout, ctx.dims
-        count = len(layout.held)
+        count, like = len(layout.held), grads[0]
         back: dict[int, Tensor] = {}
         if ctx.own:  # made by the kernel that used the tile, and seen by nobody else: added to in place
             back = dict(zip(layout.held, grads[:count], strict=True))
@@ -215,7 +215,7 @@ class _Fetch(torch.autograd.Function):
                 shape = list(shapes[p.src][0])
                 for dim, (a, b) in zip(dims, p.from_src, strict=True):
                     shape[dim] = b - a
-                buffer = grads[0].new_empty(shape)
+                buffer = like.new_empty(shape)
                 receives.setdefault(p.dst, []).append(buffer)
                 arriving.append((p, buffer))
         if layout.mesh is not None:
@@ -224,7 +224,7 @@ class _Fetch(torch.autograd.Function):
             add(p.src, p.from_src, buffer)
         for tile, (shape, _) in shapes.items():
             if tile not in back:
-                back[tile] = grads[0].new_zeros(shape)
+                back[tile] = like.new_zeros(shape)
         return (None,) * 6 + tuple(back[t] for t in layout.held)
 
 

@@ -8,7 +8,7 @@ raises: there is no silent fallback.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -113,7 +113,7 @@ class SceneTensor(Tensor):
         raise refusal(func, args, kwargs)
 
 
-def is_cut(x: Any) -> bool:
+def is_cut(x: Any) -> TypeGuard[SceneTensor]:
     """True if ``x`` is a ``SceneTensor``."""
     return isinstance(x, SceneTensor)
 

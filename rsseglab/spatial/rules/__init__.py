@@ -15,6 +15,7 @@ from rsseglab.spatial.rules import (
     resize,
     shapes,
     softmax,
+    unfolding,
 )
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "resize",
     "shapes",
     "softmax",
+    "unfolding",
 ]

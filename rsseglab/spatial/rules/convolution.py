@@ -26,6 +26,7 @@ from rsseglab.spatial.windows import (
     View,
     as_map,
     clip,
+    connected,
     intervals,
     missing,
     needed,
@@ -173,6 +174,10 @@ def _superposed(
     tiles = []
     for tile, window, halo in zip(x.layout.held, own, halos, strict=True):
         out, there = intervals(axes, tile, sizes), intervals(x.axes, tile, size)
+        if any(a >= b for a, b in out):
+            shape = (x.shape[0], channels, *(b - a for a, b in out))
+            tiles.append(connected(shape, window, *halo))
+            continue
         rows, cols = views(there, out)
         for dim, view, (start, _) in ((2, rows, there[0]), (3, cols, there[1])):
             if view.span.start > start:  # rows that a stride passes over
