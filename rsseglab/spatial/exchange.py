@@ -183,7 +183,8 @@ class _Fetch(torch.autograd.Function):
         count, like = len(layout.held), grads[0]
         back: dict[int, Tensor] = {}
         if ctx.own:  # made by the kernel that used the tile, and seen by nobody else: added to in place
-            back = dict(zip(layout.held, grads[:count], strict=True))
+            fresh = (g.clone() if 0 in g.stride() else g for g in grads[:count])  # a stride of 0: one shared zero
+            back = dict(zip(layout.held, fresh, strict=True))
             grads = grads[count:]
         keys = [(t, n) for t in layout.held for n in range(len(ctx.requests[t]))]
         rects = dict(zip(keys, grads, strict=True))

@@ -142,7 +142,7 @@ CASES = {
     "log_softmax cols": (lambda x: F.log_softmax(x, 3), []),
     # pointwise
     "pointwise": (lambda x: F.gelu(x) + x.clamp(-1, 1) * torch.sigmoid(x) - x / 3 + 2**x, []),
-    "in place": (lambda x: F.relu_(x * 2).add_(x).mul_(3), []),
+    "in place": (lambda x: F.relu_((x * 2).add_(x).mul_(3)), []),
     "where and comparison": (lambda x: torch.where(x > 0, x, 0.1 * x), []),
     "prelu": (lambda x, a: F.prelu(x, a), [w(4)]),
     "position map": (lambda x, a: x + a, [POSITION]),
