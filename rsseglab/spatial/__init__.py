@@ -1,11 +1,11 @@
-"""One scene cut over many workers, and still the same function; knows torch and nothing else of this house.
+"""One scene cut over many workers, and still the same function; knows torch and nothing else.
 
     layout = Layout(4)                      # four bands of rows, all in this process
     y = join(model(cut(x, layout)))         # equals model(x), forward and backward, to rounding
 
-A stock model runs unmodified on a ``SceneTensor``: ``tensor`` holds the class and its dispatch, ``rules`` what each
-operation means on tiles, ``exchange`` how tiles meet, ``cut`` which part of a tensor each tile holds. An operation
-that can't be kept exact raises ``SpatialError`` with its name.
+A stock model runs unmodified on a ``SceneTensor``: ``tensor`` holds the class and its dispatch, ``rules``
+what each operation means on tiles, ``exchange`` how tiles meet, ``cut`` which part of a tensor each tile
+holds. An operation that can't be kept exact raises ``SpatialError`` with its name.
 """
 
 from rsseglab.spatial import rules

@@ -129,7 +129,7 @@ def viewed(shape: Shape, axes: Axes, new_shape: Shape) -> tuple[Axes, tuple[int,
 
 
 def plainest(axes: Axes) -> Axes:
-    """A cut that leads its dimension alone is a cut of the whole dimension: no need to remember what is inside."""
+    """A cut that leads its dimension alone is a cut of the whole dimension, whatever is inside."""
     return tuple(
         Axis(a.dim, tuple(b * a.inner for b in a.bounds))
         if a.outer == 1 and sum(other.dim == a.dim for other in axes) == 1

@@ -70,8 +70,8 @@ def plan(windows: tuple[Rect, ...], requests: Requests) -> tuple[Piece, ...]:
                     found += prod(b - a for a, b in both)
             if found != prod(max(0, b - a) for a, b in rect):
                 raise SpatialError(
-                    f"exchange: tile {dst} asks for {rect}, of which the tiles hold {found} positions; a rule's "
-                    "needs reach out of the scene. Please report this."
+                    f"exchange: tile {dst} asks for {rect}, of which the tiles hold {found} positions; a "
+                    "rule's needs reach out of the scene. Please report this."
                 )
     return tuple(pieces)
 
@@ -99,7 +99,7 @@ def memory_format(x: Tensor) -> torch.memory_format:
 def _transport(
     layout: Layout, sends: dict[int, list[Tensor]], receives: dict[int, list[Tensor]], name: str
 ) -> None:
-    """Send lists of tensors to peers and fill the lists that come from peers: one message each way and peer."""
+    """Send tensors to peers and fill those that come from them: one message each way and peer."""
     operations, arriving = [], []
     group = layout.group
     for peer in sorted(sends.keys() | receives.keys()):
@@ -183,7 +183,9 @@ class _Fetch(torch.autograd.Function):
         count, like = len(layout.held), grads[0]
         back: dict[int, Tensor] = {}
         if ctx.own:  # made by the kernel that used the tile, and seen by nobody else: added to in place
-            fresh = (g.clone() if 0 in g.stride() else g for g in grads[:count])  # a stride of 0: one shared zero
+            fresh = (
+                g.clone() if 0 in g.stride() else g for g in grads[:count]
+            )  # a stride of 0: one shared zero
             back = dict(zip(layout.held, fresh, strict=True))
             grads = grads[count:]
         keys = [(t, n) for t in layout.held for n in range(len(ctx.requests[t]))]

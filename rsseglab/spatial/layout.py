@@ -29,7 +29,7 @@ def bounds(length: int, parts: int) -> tuple[int, ...]:
     base, halvings = length, 0
     while base > ROWS_KEPT * parts:
         base, halvings = (base + 1) // 2, halvings + 1
-    return tuple(min(length, (part * base // parts) << halvings) for part in range(parts)) + (length,)
+    return (*(min(length, (part * base // parts) << halvings) for part in range(parts)), length)
 
 
 @dataclass(frozen=True)

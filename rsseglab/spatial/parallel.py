@@ -1,8 +1,8 @@
 """Training over ranks: gradients of the one replicated loss, and the same scene on every rank of a group.
 
-Each rank computes the same loss; its gradient of a weight is P times the share that its own tile contributes (see
-the convention in ``exchange``), so that the mean over the spatial group is the gradient of one process. DDP, which
-takes means, does the same over data x spatial.
+Each rank computes the same loss; its gradient of a weight is P times the share that its own tile
+contributes (see the convention in ``exchange``), so that the mean over the spatial group is the gradient of
+one process. DDP, which takes means, does the same over data x spatial.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from rsseglab.spatial.layout import Layout
 
 
 def sync_gradients(module: nn.Module, layout: Layout) -> None:
-    """Sum the ranks' shares of every parameter's gradient, in one collective a dtype; call after ``backward``.
+    """Make every parameter's gradient that of one process; call after ``backward``.
 
-    A parameter that only some ranks used (a tile was empty) counts as zero on the others; one that none used keeps
-    ``grad is None``. Nothing to do in one process.
+    The ranks' shares are summed in one collective a dtype. A parameter that only some ranks used (a tile was
+    empty) counts as zero on the others; one that none used keeps ``grad is None``. In one process there is
+    nothing to do.
 
     Args:
         module: the model, the same on every rank.

@@ -1,15 +1,15 @@
 """Measure how the engine scales: ``python -m rsseglab.spatial.scale --ranks 1,2 --device cpu``.
 
-For each number of ranks P: seconds and Mpx/s of forward and of forward + backward, peak memory a rank above what
-stands after the model is built, and bytes sent (counted). *Strong*: one scene for all P. *Weak*: a scene whose rows
-grow with P. Beside the measurement stands a model,
+For each number of ranks P: seconds and Mpx/s of forward and of forward + backward, peak memory a rank above
+what stands after the model is built, and bytes sent (counted). *Strong*: one scene for all P. *Weak*: a
+scene whose rows grow with P. Beside the measurement stands a model,
 
     t(P) = t_1 / P + messages * alpha + bytes / beta
 
-with t_1 measured, messages and bytes counted by the exchange (that is, derived from the layout), and alpha and beta
-from a ping-pong of the same back end. Writes a record (JSON), a CSV and, where matplotlib is installed, a plot.
-Launches its own ranks; on a machine of many nodes start it under ``torchrun`` instead, and it takes the ranks that
-are there. Needs torch alone.
+with t_1 measured, messages and bytes counted by the exchange (that is, derived from the layout), and alpha
+and beta from a ping-pong of the same back end. Writes a record (JSON), a CSV and, where matplotlib is
+installed, a plot. Launches its own ranks; on a machine of many nodes start it under ``torchrun`` instead,
+and it takes the ranks that are there. Needs torch alone.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class UNet(nn.Module):
         widths = [width * 2**k for k in range(depth + 1)]
         self.down = nn.ModuleList([Block(a, b) for a, b in zip([bands, *widths], widths, strict=False)])
         self.pool = nn.MaxPool2d(2)
-        self.lift = nn.ModuleList([nn.ConvTranspose2d(b, a, 2, 2) for a, b in zip(widths, widths[1:], strict=False)])
+        self.lift = nn.ModuleList([nn.ConvTranspose2d(b, a, 2, 2) for a, b in pairwise(widths)])
         self.up = nn.ModuleList([Block(2 * a, a) for a in widths[:-1]])
         self.head = nn.Conv2d(width, classes, 1)
 
@@ -110,7 +111,7 @@ def seconds_of(step: Callable[[], Any], device: torch.device, repeats: int) -> f
 def peak_mib(device: torch.device) -> float:
     """The largest memory that this process (or its device) has held so far, MiB."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return float(torch.cuda.max_memory_allocated(device)) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if platform.system() == "Darwin" else 2**10)
 
@@ -180,7 +181,9 @@ def measure(options: argparse.Namespace, layout: Layout, height: int, kind: str)
         Traffic.reset()
         step()
         numbers = torch.tensor(
-            [seconds, Traffic.bytes_sent, Traffic.messages, peak_mib(device) - floor], dtype=torch.float64, device=device
+            [seconds, Traffic.bytes_sent, Traffic.messages, peak_mib(device) - floor],
+            dtype=torch.float64,
+            device=device,
         )
         if layout.mesh is not None:
             dist.all_reduce(numbers, dist.ReduceOp.MAX, group=layout.group)
@@ -204,30 +207,27 @@ def _device(options: argparse.Namespace, rank: int) -> torch.device:
     return torch.device("cpu")
 
 
-def _worker(rank: int, ranks: int, folder: str, options: argparse.Namespace) -> None:
-    """One spawned rank: measure strong and weak, the first rank writes the rows down."""
+def _worker(rank: int, ranks: int, kind: str, folder: str, options: argparse.Namespace) -> None:
+    """One spawned rank, one measurement (a process's peak memory can't be reset)."""
     torch.set_num_threads(options.threads)
     if ranks > 1:
         dist.init_process_group(
             "nccl" if options.device == "cuda" else "gloo",
-            init_method=f"file://{folder}/store{ranks}",
+            init_method=f"file://{folder}/store{ranks}{kind}",
             rank=rank,
             world_size=ranks,
             timeout=timedelta(minutes=10),
         )
-    rows = _measure_all(ranks, options)
+    row = _measure_kind(ranks, kind, options)
     if rank == 0:
-        Path(folder, f"rows{ranks}.json").write_text(json.dumps(rows))
+        Path(folder, f"{kind}{ranks}.json").write_text(json.dumps(row))
     if ranks > 1:
         dist.destroy_process_group()
 
 
-def _measure_all(ranks: int, options: argparse.Namespace) -> list[Row]:
+def _measure_kind(ranks: int, kind: str, options: argparse.Namespace) -> Row:
     layout = Layout(ranks, 1, init_device_mesh(options.device, (ranks,)) if ranks > 1 else None)
-    rows = [measure(options, layout, options.size, "strong")]
-    if options.weak:
-        rows.append(measure(options, layout, options.size * ranks, "weak"))
-    return rows
+    return measure(options, layout, options.size * (ranks if kind == "weak" else 1), kind)
 
 
 # ------------------------------------------------------------------------------------------- all of them
@@ -287,8 +287,12 @@ def _plot(rows: list[Row], path: Path) -> Path:
         for colour, kind in zip(("C0", "C1"), kinds, strict=False):
             group = [r for r in rows if r["kind"] == kind]
             ranks = [r["ranks"] for r in group]
-            axes.plot(ranks, [r[f"{name}_seconds"] for r in group], "o-", color=colour, label=f"{kind}, measured")
-            axes.plot(ranks, [r[f"{name}_model_seconds"] for r in group], ":", color=colour, label=f"{kind}, model")
+            axes.plot(
+                ranks, [r[f"{name}_seconds"] for r in group], "o-", color=colour, label=f"{kind}, measured"
+            )
+            axes.plot(
+                ranks, [r[f"{name}_model_seconds"] for r in group], ":", color=colour, label=f"{kind}, model"
+            )
         axes.set(title=name.replace("_", " + "), xlabel="ranks", ylabel="seconds", xticks=ranks)
         axes.set_ylim(bottom=0)
         axes.legend()
@@ -301,7 +305,9 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="rsseglab scale", description="Measure how the spatial engine scales.")
     p.add_argument("--ranks", default="1,2", help="numbers of ranks to measure, by commas")
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    p.add_argument("--size", type=int, default=1024, help="rows and columns of the scene, px (a multiple of 16)")
+    p.add_argument(
+        "--size", type=int, default=1024, help="rows and columns of the scene, px (a multiple of 16)"
+    )
     p.add_argument("--width", type=int, default=16, help="channels of the U-Net at full resolution")
     p.add_argument("--tiles", type=int, default=1, help="tiles in one process, for one rank")
     p.add_argument("--threads", type=int, default=1, help="threads a rank")
@@ -311,23 +317,30 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def _kinds(options: argparse.Namespace) -> tuple[str, ...]:
+    return ("strong", "weak") if options.weak else ("strong",)
+
+
 def run(options: argparse.Namespace) -> list[Row]:
     """Measure every number of ranks, under torchrun those that are there."""
     if options.size % 16:
-        raise SpatialError(f"scale: --size {options.size} is not a multiple of 16, which the U-Net halves by; change it.")
+        raise SpatialError(
+            f"scale: --size {options.size} is not a multiple of 16, which the U-Net halves by; change it."
+        )
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SpatialError("scale: no CUDA device is to be seen; use --device cpu.")
     if "TORCHELASTIC_RUN_ID" in os.environ:
         dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
-        rows = _measure_all(dist.get_world_size(), options)
+        rows = [_measure_kind(dist.get_world_size(), kind, options) for kind in _kinds(options)]
         first = dist.get_rank() == 0
         dist.destroy_process_group()
         return with_model(rows) if first else []
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for ranks in (int(n) for n in options.ranks.split(",")):
-            mp.spawn(_worker, (ranks, folder, options), nprocs=ranks)
-            rows += json.loads(Path(folder, f"rows{ranks}.json").read_text())
+            for kind in _kinds(options):
+                mp.spawn(_worker, (ranks, kind, folder, options), nprocs=ranks)
+                rows.append(json.loads(Path(folder, f"{kind}{ranks}.json").read_text()))
     return with_model(rows)
 
 
@@ -343,7 +356,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(
             f"{row['kind']:6} P={row['ranks']}  {row['height_px']}x{row['width_px']}  "
             f"forward {row['forward_seconds']:.3f} s ({row['forward_speedup']:.2f}x, model "
-            f"{row['forward_model_seconds']:.3f} s)  forward+backward {row['forward_backward_seconds']:.3f} s "
+            f"{row['forward_model_seconds']:.3f} s)  "
+            f"forward+backward {row['forward_backward_seconds']:.3f} s "
             f"({row['forward_backward_speedup']:.2f}x, model {row['forward_backward_model_seconds']:.3f} s)  "
             f"{row['forward_backward_peak_mib_a_rank']:.0f} MiB a rank  "
             f"{row['forward_backward_bytes_sent_a_rank'] / 2**20:.1f} MiB sent"

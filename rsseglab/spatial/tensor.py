@@ -8,7 +8,7 @@ raises: there is no silent fallback.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,6 @@ from torch.overrides import resolve_name
 from rsseglab.spatial.cut import (
     Axes,
     Axis,
-    Shape,
     local_shape,
     map_axes,
     plainest,
@@ -30,6 +29,7 @@ from rsseglab.spatial.exchange import Rect, agree, all_reduce_, fetch
 from rsseglab.spatial.layout import Layout, bounds
 
 Rule = Callable[..., Any]
+Handler = TypeVar("Handler", bound=Rule)
 RULES: dict[Any, Rule] = {}
 METADATA: set[Any] = set()  # answered from the wrapper's own shape, dtype and device
 
@@ -54,14 +54,14 @@ class SceneTensor(Tensor):
         cls, tiles: Sequence[Tensor], layout: Layout, shape: Sequence[int], axes: Axes
     ) -> SceneTensor:
         """Wrap the held tiles of a tensor of global ``shape``."""
-        self: SceneTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        self: SceneTensor = Tensor._make_wrapper_subclass(
             cls, tuple(shape), dtype=tiles[0].dtype, device=tiles[0].device
         )
         self._tiles, self._layout, self.axes, self._shape = list(tiles), layout, axes, torch.Size(shape)
         return self
 
     @property
-    def shape(self) -> torch.Size:
+    def shape(self) -> torch.Size:  # type: ignore[override]
         """The whole scene's shape."""
         return self._shape
 
@@ -92,9 +92,10 @@ class SceneTensor(Tensor):
         """Apply a shape-preserving function tile by tile."""
         return self.like([function(tile) for tile in self._tiles])
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         cuts = ", ".join(f"dim {a.dim} at {list(a.bounds)}" for a in self.axes)
-        return f"SceneTensor(shape={list(self.shape)}, dtype={self.dtype}, cut: {cuts}, holds {list(self.layout.held)})"
+        held = list(self.layout.held)
+        return f"SceneTensor(shape={list(self.shape)}, dtype={self.dtype}, cut: {cuts}, holds {held})"
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -108,7 +109,9 @@ class SceneTensor(Tensor):
         raise refusal(func, args, kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Below autograd nothing may happen to a wrapper: whatever got here went round the rules."""
         raise refusal(func, args, kwargs)
 
@@ -140,10 +143,10 @@ def refusal(
     )
 
 
-def rule(*functions: Any) -> Callable[[Rule], Rule]:
+def rule(*functions: Any) -> Callable[[Handler], Handler]:
     """Register the decorated function as the rule of ``functions`` (None entries are passed over)."""
 
-    def register(handler: Rule) -> Rule:
+    def register(handler: Handler) -> Handler:
         for function in functions:
             if function is not None:
                 RULES[function] = handler
@@ -160,6 +163,11 @@ def named(*names: str) -> list[Any]:
         candidates = [getattr(home, name, None) for home in homes]
         found += [f for f in candidates if callable(f) and f not in found]
     return found
+
+
+def getter(name: str) -> Any:
+    """What ``__torch_function__`` is called with when ``x.name`` is read."""
+    return getattr(Tensor, name).__get__
 
 
 # ---------------------------------------------------------------- from whole to cut, and back
@@ -217,8 +225,8 @@ def cut(x: Tensor, layout: Layout) -> SceneTensor:
     """Cut a whole scene in the layout's tiles; each rank keeps its own.
 
     Args:
-        x: (B, C, H, W), or a label map (B, H, W). With a mesh, every rank passes the same scene; where that is
-            too large to read everywhere, use ``from_tile``.
+        x: (B, C, H, W), or a label map (B, H, W). With a mesh, every rank passes the same scene; where
+            that is too large to read everywhere, use ``from_tile``.
         layout: the tiles.
 
     Returns:
@@ -366,7 +374,7 @@ def relaid(x: SceneTensor, axes: Axes, name: str) -> SceneTensor:
 
 
 def banded(x: SceneTensor, dim: int, name: str) -> SceneTensor:
-    """The same tensor in bands of all tiles, of which ``dim`` is cut as one contiguous range (simple axis)."""
+    """The same tensor in bands of all tiles, each a contiguous range of ``dim`` (a simple axis)."""
     if len(x.axes) > 1:
         axis = min((a for a in x.axes if a.dim == dim), key=lambda a: a.outer)
         x = relaid(x, (Axis(dim, bounds(axis.length, x.layout.parts), axis.outer, axis.inner),), name)

@@ -1,6 +1,7 @@
 """Dispatch overhead: Unet-ResNet18 forward + backward, cut in one process against plain PyTorch.
 
-Bars: P = 1 within 1.05 x, four tiles within 1.10 x of plain; median of interleaved pairs, channels_last, all threads.
+Bars: P = 1 within 1.05 x, four tiles within 1.10 x of plain; median of interleaved pairs, channels_last,
+all threads.
 
     python tests/benchmarks/spatial_dispatch.py [--size 1024] [--pairs 15] [--tiles 1,4]
 """

@@ -1,4 +1,4 @@
-"""Run a function on several gloo ranks: ``spawn(n, function, *args)``; each rank's assertion reaches the test."""
+"""``spawn(n, function, *args)`` runs a function on n gloo ranks; each rank's assertion reaches the test."""
 
 import os
 import tempfile

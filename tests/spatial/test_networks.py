@@ -1,4 +1,4 @@
-"""Whole stock networks, unmodified, in train and eval mode: outputs, gradients and buffers against the plain call."""
+"""Stock networks, unmodified, train and eval: outputs, gradients and buffers against the plain call."""
 
 import pytest
 import torch

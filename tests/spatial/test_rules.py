@@ -1,4 +1,4 @@
-"""Every rule against the plain call on the whole scene: output, input gradient, parameter gradients, float64."""
+"""Every rule against the plain call on the whole scene, float64: output and all gradients."""
 
 import pytest
 import torch
@@ -8,7 +8,12 @@ from torch import nn
 
 from rsseglab.spatial import Layout, SceneTensor, cut, join
 
-LAYOUTS = [Layout(p) for p in (1, 2, 3, 5, 7, 8, 11)] + [Layout(2, 2), Layout(2, 3), Layout(3, 3), Layout(1, 4)]
+LAYOUTS = [Layout(p) for p in (1, 2, 3, 5, 7, 8, 11)] + [
+    Layout(2, 2),
+    Layout(2, 3),
+    Layout(3, 3),
+    Layout(1, 4),
+]
 SHORT = [Layout(2), Layout(5), Layout(2, 3)]
 
 
@@ -52,7 +57,10 @@ CASES = {
     "conv padded beyond its kernel": (lambda x, a, b: F.conv2d(x, a, b, padding=3), [w(5, 4, 2, 2), w(5)]),
     "conv_transpose k2 s2": (lambda x, a, b: F.conv_transpose2d(x, a, b, 2), [w(4, 5, 2, 2), w(5)]),
     "conv_transpose k4 s2 p1": (lambda x, a: F.conv_transpose2d(x, a, None, 2, 1), [w(4, 5, 4, 4)]),
-    "conv_transpose k3 s2 p1 op1": (lambda x, a, b: F.conv_transpose2d(x, a, b, 2, 1, 1), [w(4, 5, 3, 3), w(5)]),
+    "conv_transpose k3 s2 p1 op1": (
+        lambda x, a, b: F.conv_transpose2d(x, a, b, 2, 1, 1),
+        [w(4, 5, 3, 3), w(5)],
+    ),
     "conv_transpose k1 s3": (lambda x, a, b: F.conv_transpose2d(x, a, b, 3), [w(4, 5, 1, 1), w(5)]),
     "conv_transpose dilated groups": (
         lambda x, a: F.conv_transpose2d(x, a, None, 1, 2, 0, 2, 3),
@@ -80,7 +88,10 @@ CASES = {
     "nearest x1.7": (lambda x: F.interpolate(x, scale_factor=1.7), []),
     "nearest-exact": (lambda x: F.interpolate(x, size=(7, 30), mode="nearest-exact"), []),
     "bilinear x2": (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), []),
-    "bilinear x4 corners": (lambda x: F.interpolate(x, scale_factor=4, mode="bilinear", align_corners=True), []),
+    "bilinear x4 corners": (
+        lambda x: F.interpolate(x, scale_factor=4, mode="bilinear", align_corners=True),
+        [],
+    ),
     "bilinear x1.7": (lambda x: F.interpolate(x, scale_factor=1.7, mode="bilinear"), []),
     "bilinear recomputed": (
         lambda x: F.interpolate(x, scale_factor=1.7, mode="bilinear", recompute_scale_factor=True),
@@ -95,7 +106,10 @@ CASES = {
     "pixel_unshuffle": (lambda x: F.pixel_unshuffle(F.pad(x, (0, 1, 0, 2)), 3), []),
     "unfold": (lambda x: F.unfold(x, 3, padding=1, stride=2), []),
     "unfold dilated": (lambda x: F.unfold(x, (3, 2), dilation=2), []),
-    "fold": (lambda x: F.fold(F.unfold(x, 3, padding=1, stride=2) ** 2, (13, 11), 3, padding=1, stride=2), []),
+    "fold": (
+        lambda x: F.fold(F.unfold(x, 3, padding=1, stride=2) ** 2, (13, 11), 3, padding=1, stride=2),
+        [],
+    ),
     # padding
     "pad constant": (lambda x: F.pad(x, (1, 2, 3, 1), value=0.5), []),
     "pad crop": (lambda x: F.pad(x, (-1, 2, -4, -1)), []),
@@ -163,7 +177,10 @@ CASES = {
     # joining and indexing
     "cat channels": (lambda x: torch.cat([x, x * 2, POSITION.expand(x.shape[0], -1, -1, -1)], 1), []),
     "cat rows": (lambda x: torch.cat([x[:, :, :2], x * 2, x], 2), []),
-    "cat class token": (lambda x, a: torch.cat([a.expand(x.shape[0], -1, -1), tokens(x)], 1)[:, 1:], [w(1, 1, 4)]),
+    "cat class token": (
+        lambda x, a: torch.cat([a.expand(x.shape[0], -1, -1), tokens(x)], 1)[:, 1:],
+        [w(1, 1, 4)],
+    ),
     "class token": (lambda x, a: torch.cat([a.expand(x.shape[0], -1, -1), tokens(x)], 1)[:, 0], [w(1, 1, 4)]),
     "stack": (lambda x: torch.stack([x, x * 2]), []),
     "stack last": (lambda x: torch.stack([x, x * 2], -1).sum(-1), []),
@@ -244,7 +261,9 @@ LOSSES = {
     "soft": lambda x, t, s: F.cross_entropy(x, s.softmax(1), label_smoothing=0.2),
     "nll": lambda x, t, s: F.nll_loss(F.log_softmax(x, 1), t),
     "bce": lambda x, t, s: F.binary_cross_entropy_with_logits(x, s.sigmoid(), pos_weight=w(4, 1, 1).abs()),
-    "bce weight": lambda x, t, s: F.binary_cross_entropy_with_logits(x, s.sigmoid(), w(13, 11), reduction="sum"),
+    "bce weight": lambda x, t, s: F.binary_cross_entropy_with_logits(
+        x, s.sigmoid(), w(13, 11), reduction="sum"
+    ),
     "mse": lambda x, t, s: F.mse_loss(x, s),
     "dice": lambda x, t, s: 1 - 2 * (x.softmax(1) * s).sum((0, 2, 3)) / (x.softmax(1) + s).sum((0, 2, 3)),
 }
@@ -262,7 +281,9 @@ def test_loss_equals_the_plain_call(name):
                 assert a.shape == b.shape and relative(a, b) < 1e-10, layout
 
 
-@pytest.mark.parametrize("make", [lambda: nn.BatchNorm2d(4), lambda: nn.InstanceNorm2d(4, track_running_stats=True)])
+@pytest.mark.parametrize(
+    "make", [lambda: nn.BatchNorm2d(4), lambda: nn.InstanceNorm2d(4, track_running_stats=True)]
+)
 def test_running_statistics_of_raw_numbers(make):
     x = torch.randn(3, 4, 13, 11, dtype=torch.float64) * 7 + 10000
     for layout in LAYOUTS:

@@ -1,8 +1,9 @@
 """Sums of products: linear, matmul, bmm, einsum, scaled_dot_product_attention.
 
-Every contraction is an einsum. One cut operand leads. Where its cut labels stay in the result, the result is cut
-there: operands that have the label are cut alike, the others (keys and values, weights) are made whole. Where they
-are summed over, every worker sums what it holds, and the parts are added up to a plain tensor.
+Every contraction is an einsum. One cut operand leads. Where its cut labels stay in the result, the result
+is cut there: operands that have the label are cut alike, the others (keys and values, weights) are made
+whole. Where they are summed over, every worker sums what it holds, and the parts are added up to a plain
+tensor.
 
     queries (n cut), keys (m cut): scores 'nd,md->nm' keep n cut and gather the keys
 """
@@ -38,13 +39,13 @@ def contract(
     Args:
         function: the stock call, of local operands.
         operands: cut and plain tensors; at least one is cut.
-        labels: for each operand, the label of each dimension; one label, one index (a dimension of one row, where
-            others have more, is broadcast).
+        labels: for each operand, the label of each dimension; one label, one index (a dimension of one row,
+            where others have more, is broadcast).
         result: the labels of the result; the others are summed over.
         name: the operation, for error messages.
     """
     lead, own = _leader(operands, labels, result, name)
-    sizes = {label: 1 for label in result}
+    sizes = dict.fromkeys(result, 1)
     for operand, its in zip(operands, labels, strict=True):
         for label, n in zip(its, operand.shape, strict=True):
             sizes[label] = max(n, sizes.get(label, 1))
@@ -73,8 +74,8 @@ def _leader(
     for one, _ in cut_ones:
         if one.layout != cut_ones[0][0].layout:
             raise SpatialError(
-                f"{name} on {[list(o.shape) for o, _ in cut_ones]}: the tensors are cut by different layouts or "
-                "meshes; cut both by one layout."
+                f"{name} on {[list(o.shape) for o, _ in cut_ones]}: the tensors are cut by different "
+                "layouts or meshes; cut both by one layout."
             )
 
     def stays(pair: tuple[Any, Labels]) -> int:

@@ -1,12 +1,14 @@
 """Convolution and transposed convolution: any stride, padding, dilation, groups, kernel.
 
-    conv2d:            y[o] = sum_j w[j] x[o s - p + d j]         needs rows o0 s - p  to  (o1 - 1) s - p + d (k - 1)
-    conv_transpose2d:  y[i s - p + d j] += w[j] x[i]              needs rows ceil((o0 + p - d (k - 1)) / s)
-                                                                   to  floor((o1 - 1 + p) / s)
+    conv2d:            y[o] = sum_j w[j] x[o s - p + d j]
+    needs rows         o0 s - p  to  (o1 - 1) s - p + d (k - 1)
+
+    conv_transpose2d:  y[i s - p + d j] += w[j] x[i]
+    needs rows         ceil((o0 + p - d (k - 1)) / s)  to  floor((o1 - 1 + p) / s)
 
 A convolution is linear, so the halo need not be glued to the tile: the stock kernel runs on the tile as if
-zeros lay around it, and again on the thin halo alone, whose few rows of output are added to the border. The tile
-is never copied, and autograd saves the tile itself, which the layer before has saved already.
+zeros lay around it, and again on the thin halo alone, whose few rows of output are added to the border. The
+tile is never copied, and autograd saves the tile itself, which the layer before has saved already.
 """
 
 from __future__ import annotations
@@ -96,7 +98,7 @@ def conv2d(
             view.span.before for view in (rows, cols)
         ]  # the kernel's own padding, if it gives the right rows
         for n, size, z, span, s in zip(want, window.shape[2:], zeros, spans, strides, strict=True):
-            if (size + 2 * z - span) // s + 1 != n or size + 2 * z < span:
+            if (size + 2 * z - span) // s + 1 != n or size + 2 * z < span or not size:
                 window, zeros = missing(window, rows, cols), [0, 0]
                 break
         y = F.conv2d(window, weight, bias if with_bias else None, strides, zeros, dilations, groups)
@@ -162,7 +164,8 @@ def _superposed(
 ) -> SceneTensor:
     """The kernel on each tile, and on the rectangles of its frame, added up."""
     axes, size = out_axes(x, sizes), (x.shape[2], x.shape[3])
-    own, halos = list(x.tiles), [[] for _ in x.tiles]
+    own: list[Tensor] = list(x.tiles)
+    halos: list[list[Tensor]] = [[] for _ in x.tiles]
     if any(frames):
         dims = tuple(a.dim for a in x.axes)
         own, halos = fetch(x.layout, x.tiles, dims, x.tile_windows, frames, "conv2d", own=True)

@@ -1,7 +1,8 @@
 """Taking parts: slices, steps, single rows, split, chunk, unbind.
 
-A slice of the cut dimension leaves every row with the tile that holds it: output o is row start + o step, so the
-new bounds are ceil((b - start) / step). A single row of it is wanted by all, and comes as a plain tensor.
+A slice of the cut dimension leaves every row with the tile that holds it: output o is row start + o step,
+so the new bounds are ceil((b - start) / step). A single row of it is wanted by all, and comes as a plain
+tensor.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ def _sliced(x: SceneTensor, dim: int, rows: slice) -> SceneTensor:
     total = max(0, -(-(stop - start) // step))
     k = next(k for k, a in enumerate(x.axes) if a.dim == dim)
     old = x.axes[k]
-    new = Axis(dim, tuple(min(max(0, -(-(b - start) // step)), total) for b in old.bounds[:-1]) + (total,))
-    new = Axis(dim, (0, *new.bounds[1:]))
+    inner = (min(max(0, -(-(b - start) // step)), total) for b in old.bounds[1:-1])
+    new = Axis(dim, (0, *inner, total))
     tiles = []
     for tile_number, tile in zip(x.layout.held, x.tiles, strict=True):
         part = part_of(x.axes, tile_number)[k]

@@ -1,7 +1,7 @@
 """Cat and stack.
 
-Along an uncut dimension tile by tile. Along the cut dimension the largest operand stays where it lies, and the
-others' rows go to the tiles whose share they fall in: a class token becomes the first tile's first row.
+Along an uncut dimension tile by tile. Along the cut dimension the largest operand stays where it lies, and
+the others' rows go to the tiles whose share they fall in: a class token becomes the first tile's first row.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def cat(tensors: Sequence[Any], dim: int = 0) -> SceneTensor:
     for t in tensors:
         if is_cut(t) and t.layout != lead.layout:
             raise SpatialError(
-                f"cat: tensors of shapes {[list(o.shape) for o in tensors]} are cut by different layouts or meshes; "
-                "cut all by one layout."
+                f"cat: tensors of shapes {[list(o.shape) for o in tensors]} are cut by different "
+                "layouts or meshes; cut all by one layout."
             )
         if t.dim() != lead.dim() or any(t.shape[d] != n for d, n in enumerate(lead.shape) if d != dim):
             raise SpatialError(

@@ -63,7 +63,7 @@ def _scores(x: Any, name: str) -> SceneTensor:
         raise refusal(name, (x,), why="has a cut target but plain scores; join the target")
     if any(a.dim == 1 for a in x.axes):
         raise refusal(name, (x,), why="needs its classes (dimension 1) uncut")
-    return x  # type: ignore[no-any-return]
+    return x
 
 
 def _classified(
@@ -73,7 +73,8 @@ def _classified(
     expected = tuple(x.shape) if soft else (x.shape[0], *x.shape[2:])
     if tuple(target.shape) != expected:
         raise SpatialError(
-            f"{function.__name__}: scores {list(x.shape)} need a target {list(expected)}, got {list(target.shape)}."
+            f"{function.__name__}: scores {list(x.shape)} need a target {list(expected)}, "
+            f"got {list(target.shape)}."
         )
     axes = x.axes if soft else moved(x.axes, {d: max(d - 1, 0) for d in range(x.dim())})
     targets = local_to(target, x, axes, function.__name__)
@@ -99,7 +100,7 @@ def _classified(
     return total / reduce_sum(x.layout, [_counted(t, x, options) for t in targets], function.__name__)
 
 
-def _counted(target: Tensor, x: SceneTensor, options: dict[str, Any]) -> Tensor:
+def _counted(target: Tensor, x: SceneTensor, options: dict[str, Any]) -> Any:
     """The sum of the weights of a tile's positions that are not ignored."""
     valid = target != options["ignore_index"]
     if options["weight"] is None:

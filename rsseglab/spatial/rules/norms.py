@@ -2,8 +2,8 @@
 
     mean = sum x / n,   var = sum (x - mean)^2 / n,   y = (x - mean) / sqrt(var + eps) * weight + bias
 
-Each tile gives its own mean and sum of squares *about that mean*; they are merged as Chan et al. (1979) do, so that
-raw digital numbers of 10000 lose no digits (E[x^2] - E[x]^2 would lose all):
+Each tile gives its own mean and sum of squares *about that mean*; they are merged as Chan et al. (1979) do,
+so that raw digital numbers of 10000 lose no digits (E[x^2] - E[x]^2 would lose all):
 
     mean = sum n_t mean_t / n,   M2 = sum M2_t + n_t (mean_t - mean)^2
 
@@ -79,7 +79,7 @@ def _moments(tile: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 class _BatchNorm(torch.autograd.Function):
-    """Batch norm with the scene's statistics, on the fused kernels of torch: one pass more than stock."""
+    """Batch norm with the scene's statistics, on the fused kernels of torch."""
 
     @staticmethod
     def forward(
@@ -116,7 +116,7 @@ class _BatchNorm(torch.autograd.Function):
         grad_bias = sum_dy.to(mean.dtype) if ctx.has_bias else None
         both = all_reduce_(torch.stack([sum_dy, sum_dy_xhat]), ctx.layout, "backward of batch_norm", ctx.mesh)
         k0, k1 = both / ctx.count
-        # dx = s dy - s k0 - s k1 (x - mean) invstd, s = weight invstd: a batch norm of x, and s dy added to it
+        # dx = s dy - s k0 - s k1 (x - mean) invstd with s = weight invstd: a batch norm of x, plus s dy
         s = invstd if weight is None else invstd * weight
         dx = []
         for tile, grad in zip(tiles, grads, strict=True):

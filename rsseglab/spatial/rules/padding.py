@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rsseglab.spatial.cut import Axis, part_of
+from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.rules.resize import tapped
 from rsseglab.spatial.tensor import SceneTensor, named, refusal, rule
 from rsseglab.spatial.windows import as_map
@@ -50,6 +51,8 @@ def _constant(x: SceneTensor, pads: dict[int, tuple[int, int]], value: float) ->
     """The tiles at the scene's ends take the new rows (or lose theirs, if negative)."""
     x = _uncrossed(x, pads)
     shape = [n + sum(pads.get(d, (0, 0))) for d, n in enumerate(x.shape)]
+    if min(shape) < 1:
+        raise SpatialError(f"pad of {list(x.shape)} by {pads}: nothing would be left.")
     axes = tuple(_grown(a, *pads.get(a.dim, (0, 0))) for a in x.axes)
     tiles = []
     for tile_number, tile in zip(x.layout.held, x.tiles, strict=True):

@@ -1,7 +1,8 @@
 """Operations that look at one position at a time: tile by tile, after bringing all operands to one cut.
 
-Operands broadcast as in torch. A plain tensor that is as large as the scene along a cut dimension (a position
-map, a mask) is cut on the fly; a cut operand that has a single row where the other has many is first made whole.
+Operands broadcast as in torch. A plain tensor that is as large as the scene along a cut dimension (a
+position map, a mask) is cut on the fly; a cut operand that has a single row where the other has many is
+first made whole.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rsseglab.spatial.tensor import (
     METADATA,
     RULES,
     SceneTensor,
+    getter,
     is_cut,
     join,
     named,
@@ -28,29 +30,31 @@ from rsseglab.spatial.tensor import (
 )
 
 ELEMENTWISE = """
-    abs acos acosh add addcdiv addcmul asin asinh atan atan2 atanh bitwise_and bitwise_not bitwise_or bitwise_xor
-    ceil celu clamp clamp_max clamp_min clip copysign cos cosh deg2rad div divide elu eq erf erfc erfinv exp exp2
-    expit expm1 fix float_power floor floor_divide fmax fmin fmod frac ge gelu greater greater_equal gt hardshrink
-    hardsigmoid hardswish hardtanh heaviside hypot isclose isfinite isinf isnan isneginf isposinf ldexp le leaky_relu
-    lerp less less_equal lgamma log log10 log1p log2 logaddexp logaddexp2 logical_and logical_not logical_or
-    logical_xor logit logsigmoid lt masked_fill maximum minimum mish mul multiply nan_to_num ne neg negative
-    nextafter not_equal positive pow prelu rad2deg reciprocal relu relu6 remainder round rsqrt rsub selu sgn sigmoid
-    sign signbit silu sin sinc sinh softplus softshrink softsign sqrt square sub subtract tan tanh tanhshrink
-    threshold true_divide trunc where xlogy
-    __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __floordiv__ __rfloordiv__ __mod__
-    __rmod__ __pow__ __rpow__ __neg__ __pos__ __abs__ __invert__ __and__ __rand__ __or__ __ror__ __xor__ __rxor__
-    __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __rdiv__ __div__
-    type_as to float double half bfloat16 int long short bool byte char type cpu cuda clone detach contiguous
-    zeros_like ones_like full_like empty_like alias requires_grad_ pin_memory conj resolve_conj
-""".split()
+    abs acos acosh add addcdiv addcmul asin asinh atan atan2 atanh bitwise_and bitwise_not bitwise_or
+    bitwise_xor ceil celu clamp clamp_max clamp_min clip copysign cos cosh deg2rad div divide elu eq erf
+    erfc erfinv exp exp2 expit expm1 fix float_power floor floor_divide fmax fmin fmod frac ge gelu
+    greater greater_equal gt hardshrink hardsigmoid hardswish hardtanh heaviside hypot isclose isfinite
+    isinf isnan isneginf isposinf ldexp le leaky_relu lerp less less_equal lgamma log log10 log1p log2
+    logaddexp logaddexp2 logical_and logical_not logical_or logical_xor logit logsigmoid lt masked_fill
+    maximum minimum mish mul multiply nan_to_num ne neg negative nextafter not_equal positive pow prelu
+    rad2deg reciprocal relu relu6 remainder round rsqrt rsub selu sgn sigmoid sign signbit silu sin sinc
+    sinh softplus softshrink softsign sqrt square sub subtract tan tanh tanhshrink threshold true_divide
+    trunc where xlogy __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__
+    __floordiv__ __rfloordiv__ __mod__ __rmod__ __pow__ __rpow__ __neg__ __pos__ __abs__ __invert__
+    __and__ __rand__ __or__ __ror__ __xor__ __rxor__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __rdiv__
+    __div__ type_as to float double half bfloat16 int long short bool byte char type cpu cuda clone
+    detach contiguous zeros_like ones_like full_like empty_like alias requires_grad_ pin_memory conj
+    resolve_conj
+"""
 INPLACE = """
-    abs_ add_ addcdiv_ addcmul_ bitwise_and_ bitwise_or_ bitwise_xor_ bitwise_not_ ceil_ celu_ clamp_ clamp_max_
-    clamp_min_ clip_ copy_ cos_ div_ divide_ elu_ erf_ exp_ fill_ floor_ floor_divide_ fmod_ hardsigmoid_ hardswish_
-    hardtanh_ leaky_relu_ lerp_ log_ log1p_ logical_and_ logical_not_ logical_or_ masked_fill_ mul_ multiply_
-    nan_to_num_ neg_ pow_ reciprocal_ relu_ relu6_ remainder_ round_ rsqrt_ selu_ sigmoid_ silu_ sin_ softplus_
-    sqrt_ square_ sub_ subtract_ tanh_ threshold_ trunc_ true_divide_ zero_ detach_
-    __iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __ipow__ __iand__ __ior__ __ixor__ __imod__
-""".split()
+    abs_ add_ addcdiv_ addcmul_ bitwise_and_ bitwise_or_ bitwise_xor_ bitwise_not_ ceil_ celu_ clamp_
+    clamp_max_ clamp_min_ clip_ copy_ cos_ div_ divide_ elu_ erf_ exp_ fill_ floor_ floor_divide_ fmod_
+    hardsigmoid_ hardswish_ hardtanh_ leaky_relu_ lerp_ log_ log1p_ logical_and_ logical_not_
+    logical_or_ masked_fill_ mul_ multiply_ nan_to_num_ neg_ pow_ reciprocal_ relu_ relu6_ remainder_
+    round_ rsqrt_ selu_ sigmoid_ silu_ sin_ softplus_ sqrt_ square_ sub_ subtract_ tanh_ threshold_
+    trunc_ true_divide_ zero_ detach_ __iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __ipow__
+    __iand__ __ior__ __ixor__ __imod__
+"""
 
 
 def aligned(
@@ -131,7 +135,7 @@ def elementwise(function: Any) -> Callable[..., Any]:
             results = [function(tile, *args[1:], **kwargs) for tile in first.tiles]
             return first if results[0] is first.tiles[0] else first.like(results)
         values = [*args, *kwargs.values()]
-        if name == "prelu" and len(values) > 1 and values[1].numel() > 1:
+        if name == "prelu" and isinstance(first, Tensor) and values[1].numel() > 1:
             values[1] = values[1].reshape(-1, *[1] * (first.dim() - 2))
             return elementwise(torch.where)(first > 0, first, values[1] * first)
         lead, axes, shape, local = aligned(values, name)
@@ -164,74 +168,37 @@ def inplace(function: Any) -> Callable[..., Any]:
     return handler
 
 
-for _function in named(*ELEMENTWISE):
+for _function in named(*ELEMENTWISE.split()):
     RULES[_function] = elementwise(_function)
-for _function in named(*INPLACE):
+for _function in named(*INPLACE.split()):
     RULES[_function] = inplace(_function)
 
 
-METADATA.update(
-    {
-        getattr(Tensor, name).__get__
-        for name in (
-            "shape",
-            "dtype",
-            "device",
-            "ndim",
-            "layout",
-            "is_cuda",
-            "is_cpu",
-            "is_sparse",
-            "is_mps",
-            "is_quantized",
-            "is_meta",
-            "is_nested",
-            "is_mkldnn",
-            "is_xpu",
-            "names",
-            "itemsize",
-            "nbytes",
-        )
-        if hasattr(getattr(Tensor, name, None), "__get__")
-    }
-)
-METADATA.update(
-    f
-    for f in named(
-        "size",
-        "dim",
-        "numel",
-        "ndimension",
-        "nelement",
-        "is_floating_point",
-        "is_complex",
-        "element_size",
-        "__len__",
-        "get_device",
-        "is_same_size",
-        "_is_view",
-        "is_inference",
-        "is_signed",
-        "__hash__",
-        "is_tensor",
-        "__reversed__",
-    )
-)
+PROPERTIES = """
+    shape dtype device ndim is_cuda is_cpu is_sparse is_mps is_quantized is_meta is_nested is_mkldnn is_xpu
+    itemsize nbytes
+"""
+METHODS = """
+    size dim numel ndimension nelement is_floating_point is_complex element_size get_device is_same_size
+    is_inference is_signed is_tensor __len__ __hash__ __reversed__ _is_view
+"""
+METADATA.update(getter(name) for name in PROPERTIES.split())
+METADATA.update(named(*METHODS.split()))
 
 
-@rule(Tensor.requires_grad.__get__)
+@rule(getter("requires_grad"))
 def requires_grad(x: SceneTensor) -> bool:
     """A scene asks for gradients if its tiles do."""
     return any(tile.requires_grad for tile in x.tiles)
 
 
-@rule(Tensor.is_leaf.__get__)
+@rule(getter("is_leaf"))
 def is_leaf(x: SceneTensor) -> bool:
     """A scene is a leaf if its tiles are."""
     return all(tile.is_leaf for tile in x.tiles)
 
 
-@rule(Tensor.grad_fn.__get__)
+@rule(getter("grad_fn"))
 def grad_fn(x: SceneTensor) -> Any:
     """The first held tile's node."""
     return x.tiles[0].grad_fn

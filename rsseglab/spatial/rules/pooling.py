@@ -1,9 +1,9 @@
 """Max and average pooling, with overlap, ceil_mode and count_include_pad; adaptive pooling.
 
-A pooling window needs what a convolution's does. Beyond the scene lies minus infinity for the maximum; the average
-counts what ``count_include_pad`` says, at the scene's edges only. Adaptive pooling has bins of the *scene*,
-[floor(o L / n), ceil((o + 1) L / n)): few bins are summed tile by tile and then over tiles, to a plain tensor;
-many bins make a map that stays cut.
+A pooling window needs what a convolution's does. Beyond the scene lies minus infinity for the maximum; the
+average counts what ``count_include_pad`` says, at the scene's edges only. Adaptive pooling has bins of the
+*scene*, [floor(o L / n), ceil((o + 1) L / n)): few bins are summed tile by tile and then over tiles, to a
+plain tensor; many bins make a map that stays cut.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def max_pool2d(
         want = (rows.out[1] - rows.out[0], cols.out[1] - cols.out[0])
         zeros = (rows.span.before, cols.span.before)
         fits = all(
-            2 * z <= k and (n + 2 * z - d * (k - 1) - 1) // s + 1 == w
+            n and 2 * z <= k and (n + 2 * z - d * (k - 1) - 1) // s + 1 == w
             for n, z, k, d, s, w in zip(
                 window.shape[2:], zeros, kernel, dilations, strides, want, strict=True
             )

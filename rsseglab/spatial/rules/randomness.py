@@ -1,7 +1,7 @@
 """Dropout whose mask does not depend on the number of tiles, and new tensors made beside a scene.
 
-A pixel's coin is a hash of (seed, its index in the whole tensor), so each tile tosses its own coins and any cut tosses
-the same. The seed comes from torch's default generator, so that ``manual_seed`` rules it and
+A pixel's coin is a hash of (seed, its index in the whole tensor), so each tile tosses its own coins and any
+cut tosses the same. The seed comes from torch's default generator, so that ``manual_seed`` rules it and
 ``torch.utils.checkpoint`` replays it; over ranks, the first rank's seed is everyone's.
 """
 

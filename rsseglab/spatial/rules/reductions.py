@@ -1,8 +1,9 @@
 """Sums, means, extremes and moments over any dimensions.
 
-Over uncut dimensions tile by tile. Over all cut dimensions each tile reduces what it holds and the parts are merged
-to a plain tensor, the same on all workers. Over one cut dimension of a grid the map is first laid in bands along the
-other. Means divide by the scene's count, variances are taken about the scene's mean.
+Over uncut dimensions tile by tile. Over all cut dimensions each tile reduces what it holds and the parts
+are merged to a plain tensor, the same on all workers. Over one cut dimension of a grid the map is first
+laid in bands along the other. Means divide by the scene's count, variances are taken about the scene's
+mean.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def reduced(
     merge: Callable[[list[Tensor]], Tensor],
     name: str,
 ) -> Any:
-    """Reduce each tile by ``local`` (keeping dimensions), and the tiles by ``merge`` if the cut is reduced."""
+    """Reduce each tile by ``local`` (keeping dimensions), the tiles by ``merge`` if the cut is reduced."""
     dims = _dims(x, dim)
     kept = [a for a in x.axes if a.dim not in dims]
     if kept and len(kept) < len(x.axes):
@@ -256,7 +257,7 @@ def no_truth(x: SceneTensor, *args: Any, **kwargs: Any) -> Any:
 
 @rule(*named("logsumexp"))
 def logsumexp(x: SceneTensor, dim: Dims, keepdim: bool = False) -> Any:
-    """log sum exp, about the scene's maximum."""
+    """Log sum exp, about the scene's maximum."""
     top = amax(x, dim, True)
     top = top.detach() if not is_cut(top) else top.map(torch.Tensor.detach)
     total = sum_(elementwise(torch.exp)(elementwise(torch.sub)(x, top)), dim, True)

@@ -37,7 +37,8 @@ def _source(n_in: int, n_out: int, scale: float | None, align_corners: bool) -> 
 
 
 def linear_taps(n_in: int, n_out: int, scale: float | None, align_corners: bool) -> Taps:
-    """Two taps; before the first row there is the first row."""
+    """Two taps; before the first row there is the first row; equal lengths are copied, whatever the scale."""
+    scale = None if n_in == n_out else scale
     source = _source(n_in, n_out, scale, align_corners).clamp(min=0)
     first = source.floor().long().clamp(max=n_in - 1)
     part = (source - first).clamp(0, 1)

@@ -16,7 +16,7 @@ from torch import Tensor
 from rsseglab.spatial.cut import local_shape, map_axes, moved, on_multiples, viewed, window_of
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.exchange import Rect, fetch
-from rsseglab.spatial.tensor import SceneTensor, join, named, refusal, relaid, rule, window
+from rsseglab.spatial.tensor import SceneTensor, getter, join, named, refusal, relaid, rule, window
 
 
 def _sizes(given: Sequence[Any]) -> tuple[int, ...]:
@@ -65,20 +65,20 @@ def _reread(x: SceneTensor, shape: tuple[int, ...]) -> Any:
 
 
 @rule(*named("view_as", "reshape_as"))
-def view_as(x: SceneTensor, other: Tensor) -> SceneTensor:
+def view_as(x: SceneTensor, other: Tensor) -> Any:
     """``view`` with another tensor's shape."""
     return view(x, *other.shape)
 
 
 @rule(*named("flatten"))
-def flatten(x: SceneTensor, start_dim: int = 0, end_dim: int = -1) -> SceneTensor:
+def flatten(x: SceneTensor, start_dim: int = 0, end_dim: int = -1) -> Any:
     """Merge dimensions."""
     first, last = start_dim % x.dim(), end_dim % x.dim()
     return view(x, *x.shape[:first], prod(x.shape[first : last + 1]), *x.shape[last + 1 :])
 
 
 @rule(*named("unflatten"))
-def unflatten(x: SceneTensor, dim: int, sizes: Sequence[int]) -> SceneTensor:
+def unflatten(x: SceneTensor, dim: int, sizes: Sequence[int]) -> Any:
     """Split a dimension."""
     d = dim % x.dim()
     known = prod(n for n in sizes if n != -1)
@@ -135,7 +135,7 @@ def movedim(x: SceneTensor, source: Any, destination: Any) -> SceneTensor:
     return permute(x, *order)
 
 
-@rule(Tensor.T.__get__, Tensor.mT.__get__)
+@rule(getter("T"), getter("mT"))
 def matrix_transpose(x: SceneTensor) -> SceneTensor:
     """Exchange the last two dimensions."""
     return transpose(x, -2, -1)

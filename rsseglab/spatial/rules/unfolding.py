@@ -1,7 +1,8 @@
 """unfold and fold: windows to columns and back.
 
-``unfold`` is a convolution without weights: (B, C, H, W) to (B, C k k, L), L the windows in row-major order, cut as
-the windows' grid is. ``fold`` sums each output pixel over the windows that cover it, as a transposed convolution.
+``unfold`` is a convolution without weights: (B, C, H, W) to (B, C k k, L), L the windows in row-major
+order, cut as the windows' grid is. ``fold`` sums each output pixel over the windows that cover it, as a
+transposed convolution.
 """
 
 from __future__ import annotations
@@ -33,15 +34,23 @@ def unfold(input: Any, kernel_size: Pair, *args: Any, **kwargs: Any) -> Any:
     return _unfold(input, kernel_size, *args, **kwargs)
 
 
-def _unfold(x: SceneTensor, kernel_size: Pair, dilation: Pair = 1, padding: Pair = 0, stride: Pair = 1) -> SceneTensor:
+def _unfold(
+    x: SceneTensor, kernel_size: Pair, dilation: Pair = 1, padding: Pair = 0, stride: Pair = 1
+) -> SceneTensor:
     kernel, channels = pair(kernel_size), x.shape[1]
     y = conv2d(x, _taps(channels, kernel, x.tiles[0]), None, stride, padding, dilation, channels)
-    return flatten(y, 2)
+    columns: SceneTensor = flatten(y, 2)
+    return columns
 
 
 @rule(*named("fold"))
 def fold(
-    input: SceneTensor, output_size: Pair, kernel_size: Pair, dilation: Pair = 1, padding: Pair = 0, stride: Pair = 1
+    input: SceneTensor,
+    output_size: Pair,
+    kernel_size: Pair,
+    dilation: Pair = 1,
+    padding: Pair = 0,
+    stride: Pair = 1,
 ) -> SceneTensor:
     """Sum of windows, (B, C k k, L) to (B, C, H, W)."""
     sizes, kernel = pair(output_size), pair(kernel_size)
@@ -54,5 +63,3 @@ def fold(
     x = view(input, input.shape[0], input.shape[1], *grid)
     weight = _taps(channels, kernel, input.tiles[0])
     return conv_transpose2d(x, weight, None, strides, pads, extra, channels, dilations)
-
-
