@@ -90,7 +90,7 @@ class UNet(nn.Module):
 def seconds_of(step: Callable[[], Any], device: torch.device, repeats: int) -> float:
     """Median seconds of ``step`` after one warm-up; by events on an accelerator."""
     step()
-    taken = []
+    taken: list[float] = []
     for _ in range(repeats):
         if dist.is_initialized():
             dist.barrier()
@@ -128,7 +128,8 @@ def ping_pong(layout: Layout, device: torch.device) -> tuple[float, float]:
     """Latency (s) and bandwidth (bytes/s) between the first two ranks, by halves of a round trip."""
 
     def half_trip(numbers: int) -> float:
-        buffer, taken = torch.zeros(numbers, device=device), []
+        buffer = torch.zeros(numbers, device=device)
+        taken: list[float] = []
         for _ in range(8):
             dist.barrier(layout.group)
             begin = time.perf_counter()
