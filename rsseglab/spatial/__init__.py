@@ -11,16 +11,19 @@ holds. An operation that can't be kept exact raises ``SpatialError`` with its na
 from rsseglab.spatial import rules
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.layout import Layout
-from rsseglab.spatial.parallel import sync_gradients
+from rsseglab.spatial.parallel import SceneSampler, augmentation, read_scene, sync_gradients
 from rsseglab.spatial.tensor import SceneTensor, cut, from_tile, join, replicate
 
 __all__ = [
     "Layout",
+    "SceneSampler",
     "SceneTensor",
     "SpatialError",
+    "augmentation",
     "cut",
     "from_tile",
     "join",
+    "read_scene",
     "replicate",
     "rules",
     "sync_gradients",

@@ -1,8 +1,8 @@
 """Two gloo ranks against one process: Unet-ResNet18, forward + backward, one thread a rank, channels_last.
 
-Bars: speed-up >= 1.8, >= 0.85 of what two independent half scenes reach; peak memory a rank, less what stands
-after the model is built, <= 0.60 of the single process's. Wall time suffers where other work shares the cores, so
-CPU seconds a rank stand beside it.
+Bars: speed-up >= 1.8, >= 0.85 of what two independent half scenes reach; peak memory a rank, less what
+stands after the model is built, <= 0.60 of the single process's. Wall time suffers where other work shares the
+cores, so CPU seconds a rank stand beside it.
 
     python tests/benchmarks/spatial_ranks.py [--size 2048] [--repeats 3]
 """
@@ -77,7 +77,9 @@ def main():
     one, ranks, halves = found["one"], found["ranks"], found["halves"]
     for clock in ("wall", "cpu"):
         speedup, possible = one[clock] / ranks[clock], one[clock] / halves[clock]
-        print(f"{clock}: speed-up {speedup:.2f}, two half scenes {possible:.2f}, share {speedup / possible:.2f}")
+        print(
+            f"{clock}: speed-up {speedup:.2f}, two half scenes {possible:.2f}, share {speedup / possible:.2f}"
+        )
     print(f"memory a rank: {ranks['memory'] / one['memory']:.2f} of one process")
     print(f"one process, two threads: speed-up {one['wall'] / found['threads']['wall']:.2f}")
 

@@ -12,7 +12,17 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.checkpoint import checkpoint
 
-from rsseglab.spatial import Layout, SpatialError, cut, from_tile, join, sync_gradients
+from rsseglab.spatial import (
+    Layout,
+    SceneSampler,
+    SpatialError,
+    augmentation,
+    cut,
+    from_tile,
+    join,
+    read_scene,
+    sync_gradients,
+)
 
 
 class Mixed(nn.Module):
@@ -73,6 +83,43 @@ def replicated_loss(rank):
     assert relative(mine, loss) < 1e-10
     for p, q in zip(ours.parameters(), plain.parameters(), strict=True):
         assert relative(p.grad, q.grad, 1e-6) < 1e-9
+
+
+def wider_norm(rank):
+    """Statistics over data x spatial: two scenes of two tiles each give what a batch of two gives."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "spatial"))
+    layout = Layout(2, 1, mesh["spatial"], norm_mesh=DeviceMesh("cpu", [0, 1, 2, 3]))
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 9, 8).double() * 5 + 100
+    plain, ours = nn.BatchNorm2d(3).double(), nn.BatchNorm2d(3).double()
+    index = mesh["data"].get_local_rank()
+    mine = join(ours(cut(x[index : index + 1], layout)))
+    assert relative(mine, plain(x)[index : index + 1]) < 1e-12
+    assert relative(ours.running_var, plain.running_var) < 1e-12
+    own = nn.BatchNorm2d(3).double()
+    by_scene = join(own(cut(x[index : index + 1], Layout(2, 1, mesh["spatial"]))))
+    assert relative(by_scene, nn.BatchNorm2d(3).double()(x[index : index + 1])) < 1e-12
+    same_scene(mesh)
+
+
+def same_scene(mesh):
+    """All ranks of a spatial group draw one index and one augmentation; each reads its own window."""
+    sampler = SceneSampler(5, mesh["data"], seed=3)
+    drawn = list(sampler)
+    mine = torch.tensor([*drawn, int(torch.randint(1000, (), generator=augmentation(drawn[0], 1)))])
+    everyone = [torch.empty_like(mine) for _ in range(4)]
+    dist.all_gather(everyone, mine)
+    assert torch.equal(everyone[0], everyone[1]) and torch.equal(everyone[2], everyone[3])
+    assert not set(everyone[0][:2].tolist()) & set(everyone[2][:2].tolist())
+    whole, layout, windows = torch.randn(1, 3, 9, 8), Layout(2, 1, mesh["spatial"]), []
+
+    def read(row, col, height, width):
+        windows.append((row, height))
+        return whole[:, :, row : row + height, col : col + width]
+
+    dist.broadcast(whole, 0)
+    assert torch.equal(join(read_scene(read, layout, 9, 8)), whole)
+    assert windows == [layout.windows(9, 8)[layout.rank][::2]]
 
 
 def _after(net, x):
@@ -141,6 +188,10 @@ def test_networks_on_2_3_and_4_ranks_equal_one_process():
 
 def test_replicated_loss_from_tiles_under_checkpoint_on_data_x_spatial():
     spawn(4, replicated_loss)
+
+
+def test_norm_over_data_x_spatial_and_one_scene_a_group():
+    spawn(4, wider_norm)
 
 
 def test_two_ranks_refuse_together():

@@ -39,6 +39,13 @@ def windows(x, size):
     return x[:, :h, :wd].permute(0, 3, 1, 2)
 
 
+def written(x):
+    y = x.clone()
+    y[:, 1] = 0
+    y[:, 2:] = x[:, :2]
+    return y
+
+
 POSITION = w(1, 4, 13, 11)
 
 # name -> (function of x and its parameters, parameters); x is (B, 4, 13, 11)
@@ -191,6 +198,8 @@ CASES = {
     "row": (lambda x: x[:, :, 5], []),
     "pixel": (lambda x: x[..., 5, 7], []),
     "unbind": (lambda x: torch.stack(x.unbind(1)[::2]), []),
+    "take channels": (lambda x: x.gather(1, x.argmax(1, True)), []),
+    "write channels": (lambda x: written(x), []),
     "index channels": (lambda x: x[:, [2, 0]], []),
     # contraction
     "linear": (lambda x, a, b: F.linear(x.permute(0, 2, 3, 1), a, b), [w(6, 4), w(6)]),

@@ -51,7 +51,8 @@ def merged_moments(
     count = torch.tensor(float(sum(n for n, _, _ in moments)), dtype=torch.float64, device=device)
     for n, mean, _ in moments:
         total[0] += n * mean
-    if layout.mesh is not None:
+    mesh = mesh or layout.mesh
+    if mesh is not None:
         packed = torch.cat([total.double().flatten(), count[None]])
         all_reduce_(packed, layout, name, mesh)
         total, count = packed[:-1].reshape(total.shape), packed[-1]
@@ -60,7 +61,7 @@ def merged_moments(
     squares = torch.zeros(shape, dtype=wide, device=device)
     for n, mean, m2 in moments:
         squares += m2 + n * (mean - mean_all) ** 2
-    if layout.mesh is not None:
+    if mesh is not None:
         all_reduce_(squares, layout, name, mesh)
     return mean_all, squares / n_all, n_all
 
