@@ -1,8 +1,8 @@
 """Two gloo ranks against one process: Unet-ResNet18, forward + backward, one thread a rank, channels_last.
 
 Bars: speed-up >= 1.8, >= 0.85 of what two independent half scenes reach; peak memory a rank, less
-what stands after the model is built, <= 0.60 of the single process's. Wall time suffers where other work shares the
-cores, so CPU seconds a rank stand beside it.
+what stands after the model is built, <= 0.60 of the single process's. Wall time suffers where other work
+shares the cores, so CPU seconds a rank stand beside it.
 
     python tests/benchmarks/spatial_ranks.py [--size 2048] [--repeats 3]
 """
