@@ -1,0 +1,320 @@
+"""How tiles meet: fetch windows from wherever they live, and sum over tiles. Both with their adjoints.
+
+``fetch`` is the one primitive of the engine. Every tile asks for rectangles of the cut axes; a plan, pure
+arithmetic that every rank computes alike, says which piece comes from which tile; the pieces are copied (one
+process) or sent (one packed message a peer and a call). Its adjoint sends the gradients back the same way and
+adds them up: <fetch(x), y> = <x, fetch*(y)>.
+
+Convention for gradients over ranks: what is differentiated is the *mean over ranks of the loss that each rank
+computes*. Where all compute the same replicated loss this is the loss; each rank then holds a share of a
+weight's gradient, and the mean of the shares (``sync_gradients``) is the gradient of one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from rsseglab.spatial.cut import Interval
+from rsseglab.spatial.errors import SpatialError
+from rsseglab.spatial.layout import Layout
+
+Rect = tuple[Interval, ...]  # one interval for each cut axis
+Requests = tuple[tuple[Rect, ...], ...]  # for each tile, the rectangles that it asks for
+
+
+class Traffic:
+    """Counts what this rank has sent: ``rsseglab.spatial.scale`` sets it beside the model's number."""
+
+    bytes_sent = 0
+    messages = 0
+
+    @classmethod
+    def reset(cls) -> None:
+        """Start counting from zero."""
+        cls.bytes_sent = cls.messages = 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of rectangle ``number`` of tile ``dst`` that lies in tile ``src``."""
+
+    src: int
+    dst: int
+    number: int
+    from_src: Rect  # relative to the tile of src
+    into_dst: Rect  # relative to the rectangle
+
+
+@lru_cache(maxsize=4096)
+def plan(windows: tuple[Rect, ...], requests: Requests) -> tuple[Piece, ...]:
+    """Which pieces of which tiles make up the requested rectangles; ``windows[t]`` is what tile t holds."""
+    pieces = []
+    for dst, rects in enumerate(requests):
+        for number, rect in enumerate(rects):
+            found = 0
+            for src, window in enumerate(windows):
+                both = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(rect, window, strict=True))
+                if all(a < b for a, b in both):
+                    from_src = tuple((a - w, b - w) for (a, b), (w, _) in zip(both, window, strict=True))
+                    into_dst = tuple((a - r, b - r) for (a, b), (r, _) in zip(both, rect, strict=True))
+                    pieces.append(Piece(src, dst, number, from_src, into_dst))
+                    found += prod(b - a for a, b in both)
+            if found != prod(max(0, b - a) for a, b in rect):
+                raise SpatialError(
+                    f"exchange: tile {dst} asks for {rect}, of which the tiles hold {found} positions; a "
+                    "rule's needs reach out of the scene. Please report this."
+                )
+    return tuple(pieces)
+
+
+def _at(tensor: Tensor, dims: Sequence[int], rect: Rect) -> Tensor:
+    for dim, (start, stop) in zip(dims, rect, strict=True):
+        if stop - start != tensor.shape[dim]:
+            tensor = tensor.narrow(dim, start, stop - start)
+    return tensor
+
+
+def _empty(like: Tensor, dims: Sequence[int], rect: Rect) -> Tensor:
+    shape = list(like.shape)
+    for dim, (start, stop) in zip(dims, rect, strict=True):
+        shape[dim] = stop - start
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format(like))
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """channels_last where ``x`` is laid out so, else contiguous."""
+    last = x.dim() == 4 and x.stride(1) == 1 and x.shape[1] > 1 and x.stride(3) >= x.shape[1]
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _transport(
+    layout: Layout, sends: dict[int, list[Tensor]], receives: dict[int, list[Tensor]], name: str
+) -> None:
+    """Send tensors to peers and fill those that come from them: one message each way and peer."""
+    operations, arriving = [], []
+    group = layout.group
+    for peer in sorted(sends.keys() | receives.keys()):
+        rank = dist.get_global_rank(group, peer)
+        if peer in sends:
+            packed = torch.cat([t.reshape(-1) for t in sends[peer]])
+            Traffic.bytes_sent += packed.numel() * packed.element_size()
+            Traffic.messages += 1
+            operations.append(dist.P2POp(dist.isend, packed, rank, group))
+        if peer in receives:
+            first = receives[peer][0]
+            buffer = first.new_empty(sum(t.numel() for t in receives[peer]))
+            operations.append(dist.P2POp(dist.irecv, buffer, rank, group))
+            arriving.append((buffer, receives[peer]))
+    if not operations:
+        return
+    with _named(layout, name):
+        for work in dist.batch_isend_irecv(operations):
+            work.wait()
+    for buffer, targets in arriving:
+        for target, part in zip(targets, buffer.split([t.numel() for t in targets]), strict=True):
+            target.copy_(part.view(target.shape))
+
+
+class _named:  # noqa: N801
+    """Turn a failure of the transport into an error that names the rank and the operation."""
+
+    def __init__(self, layout: Layout, name: str) -> None:
+        self.layout, self.name = layout, name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, RuntimeError):
+            raise SpatialError(
+                f"{self.name}: tile {self.layout.rank} of {self.layout.parts} lost its peers "
+                f"({str(error).splitlines()[0]}); look for the first rank that failed, and start all again."
+            ) from error
+
+
+class _Fetch(torch.autograd.Function):
+    """Rectangles from tiles; with ``own`` the tile itself comes along, so that its gradient is made once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        layout: Layout,
+        dims: tuple[int, ...],
+        pieces: tuple[Piece, ...],
+        requests: Requests,
+        own: bool,
+        name: str,
+        *tiles: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.layout, ctx.dims, ctx.pieces, ctx.requests, ctx.own = layout, dims, pieces, requests, own
+        ctx.name = name
+        ctx.shapes = [(t.shape, memory_format(t)) for t in tiles]
+        held = dict(zip(layout.held, tiles, strict=True))
+        rects = {
+            (t, n): _empty(held[t], dims, rect) for t in layout.held for n, rect in enumerate(requests[t])
+        }
+        sends: dict[int, list[Tensor]] = {}
+        receives: dict[int, list[Tensor]] = {}
+        for p in pieces:
+            if p.src in held and p.dst in held:
+                _at(rects[p.dst, p.number], dims, p.into_dst).copy_(_at(held[p.src], dims, p.from_src))
+            elif p.src in held:
+                sends.setdefault(p.dst, []).append(_at(held[p.src], dims, p.from_src))
+            elif p.dst in held:
+                receives.setdefault(p.src, []).append(_at(rects[p.dst, p.number], dims, p.into_dst))
+        if layout.mesh is not None:
+            _transport(layout, sends, receives, name)
+        aliases = [t.view_as(t) for t in tiles] if own else []
+        return (*aliases, *rects.values())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        layout, dims = ctx.layout, ctx.dims
+        count, like = len(layout.held), grads[0]
+        back: dict[int, Tensor] = {}
+        if ctx.own:  # made by the kernel that used the tile, and seen by nobody else: added to in place
+            fresh = (
+                g.clone() if 0 in g.stride() else g for g in grads[:count]
+            )  # a stride of 0: one shared zero
+            back = dict(zip(layout.held, fresh, strict=True))
+            grads = grads[count:]
+        keys = [(t, n) for t in layout.held for n in range(len(ctx.requests[t]))]
+        rects = dict(zip(keys, grads, strict=True))
+        shapes = dict(zip(layout.held, ctx.shapes, strict=True))
+
+        def add(tile: int, where: Rect, grad: Tensor) -> None:
+            shape, form = shapes[tile]
+            whole = all(b - a == shape[d] for d, (a, b) in zip(dims, where, strict=True))
+            if tile not in back and whole:
+                back[tile] = grad.clone(memory_format=form)
+                return
+            if tile not in back:
+                back[tile] = torch.empty(
+                    shape, dtype=grad.dtype, device=grad.device, memory_format=form
+                ).zero_()
+            _at(back[tile], dims, where).add_(grad)
+
+        sends: dict[int, list[Tensor]] = {}
+        receives: dict[int, list[Tensor]] = {}
+        arriving: list[tuple[Piece, Tensor]] = []
+        for p in sorted(ctx.pieces, key=lambda p: p.src != p.dst):
+            if p.dst in shapes:
+                grad = _at(rects[p.dst, p.number], dims, p.into_dst)
+                if p.src in shapes:
+                    add(p.src, p.from_src, grad)
+                else:
+                    sends.setdefault(p.src, []).append(grad)
+            elif p.src in shapes:
+                shape = list(shapes[p.src][0])
+                for dim, (a, b) in zip(dims, p.from_src, strict=True):
+                    shape[dim] = b - a
+                buffer = like.new_empty(shape)
+                receives.setdefault(p.dst, []).append(buffer)
+                arriving.append((p, buffer))
+        if layout.mesh is not None:
+            _transport(layout, sends, receives, f"backward of {ctx.name}")
+        for p, buffer in arriving:
+            add(p.src, p.from_src, buffer)
+        for tile, (shape, _) in shapes.items():
+            if tile not in back:
+                back[tile] = like.new_zeros(shape)
+        return (None,) * 6 + tuple(back[t] for t in layout.held)
+
+
+def fetch(
+    layout: Layout,
+    tiles: Sequence[Tensor],
+    dims: tuple[int, ...],
+    windows: tuple[Rect, ...],
+    requests: Requests,
+    name: str,
+    own: bool = False,
+) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """Fetch for each held tile the rectangles that it asks for, from wherever they live.
+
+    Args:
+        layout: who holds what.
+        tiles: the held tiles.
+        dims: the dimension of each cut axis (each axis has a dimension of its own).
+        windows: for every tile of the layout, the interval of each axis that it holds.
+        requests: for every tile of the layout, the rectangles that it asks for.
+        name: the operation on whose behalf, for error messages.
+        own: also return the tiles, for a kernel whose backward makes a fresh gradient: the pieces' gradients
+            are then added to that one in place, and no second copy of it is made.
+
+    Returns:
+        The held tiles (empty unless ``own``), and for each held tile its rectangles, new tensors.
+    """
+    outputs = list(_Fetch.apply(layout, dims, plan(windows, requests), requests, own, name, *tiles))
+    own_tiles, outputs = (outputs[: len(tiles)], outputs[len(tiles) :]) if own else ([], outputs)
+    counts = [len(requests[t]) for t in layout.held]
+    starts = [sum(counts[:k]) for k in range(len(counts))]
+    return own_tiles, [outputs[s : s + c] for s, c in zip(starts, counts, strict=True)]
+
+
+class _AllReduce(torch.autograd.Function):
+    """Sum over ranks; the adjoint of a sum that all ranks keep is a sum of what all ranks want of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layout: Layout, name: str) -> Tensor:
+        ctx.layout, ctx.name = layout, name
+        return all_reduce_(x.clone(memory_format=torch.contiguous_format), layout, name)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        return all_reduce_(grad, ctx.layout, f"backward of {ctx.name}"), None, None
+
+
+def all_reduce_(x: Tensor, layout: Layout, name: str, mesh: Any = None) -> Tensor:
+    """Sum ``x`` over ranks in place; nothing to do in one process. Not differentiable."""
+    if layout.mesh is None and mesh is None:
+        return x
+    Traffic.bytes_sent += 2 * x.numel() * x.element_size()  # ring: twice (P - 1) / P of it
+    Traffic.messages += 1
+    with _named(layout, name):
+        dist.all_reduce(x, group=layout.group if mesh is None else mesh.get_group())
+    return x
+
+
+def reduce_sum(layout: Layout, partials: Sequence[Tensor], name: str) -> Tensor:
+    """The sum over all tiles of what each held tile contributes; the same tensor on every rank."""
+    total = partials[0]
+    for partial in partials[1:]:
+        total = total + partial
+    if layout.mesh is None:
+        return total
+    reduced: Tensor = _AllReduce.apply(total, layout, name)
+    return reduced
+
+
+def gather(layout: Layout, partials: Sequence[Tensor], name: str) -> Tensor:
+    """Stack what all tiles contribute, (P, ...), on every rank."""
+    if layout.mesh is None:
+        return torch.stack(list(partials))
+    zero = torch.zeros_like(partials[0])
+    rows = [partials[0] if tile == layout.rank else zero for tile in range(layout.parts)]
+    return reduce_sum(layout, [torch.stack(rows)], name)
+
+
+def agree(layout: Layout, facts: Sequence[int], name: str) -> list[list[int]]:
+    """Every rank's ``facts``, so that a decision to refuse is the same on all."""
+    if layout.mesh is None:
+        return [list(facts)]
+    device = torch.device(layout.mesh.device_type)
+    mine = torch.tensor(facts, dtype=torch.int64, device=device)
+    everyone = [torch.empty_like(mine) for _ in range(layout.parts)]
+    with _named(layout, name):
+        dist.all_gather(everyone, mine, group=layout.group)
+    return [row.tolist() for row in everyone]

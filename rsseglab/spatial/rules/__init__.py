@@ -1,0 +1,37 @@
+"""The rules, one file a family. Importing this package registers them all."""
+
+from rsseglab.spatial.rules import (
+    contraction,
+    convolution,
+    indexing,
+    joining,
+    losses,
+    norms,
+    padding,
+    pointwise,
+    pooling,
+    randomness,
+    reductions,
+    resize,
+    shapes,
+    softmax,
+    unfolding,
+)
+
+__all__ = [
+    "contraction",
+    "convolution",
+    "indexing",
+    "joining",
+    "losses",
+    "norms",
+    "padding",
+    "pointwise",
+    "pooling",
+    "randomness",
+    "reductions",
+    "resize",
+    "shapes",
+    "softmax",
+    "unfolding",
+]

@@ -1,0 +1,231 @@
+"""Sums of products: linear, matmul, bmm, einsum, scaled_dot_product_attention.
+
+Every contraction is an einsum. One cut operand leads. Where its cut labels stay in the result, the result
+is cut there: operands that have the label are cut alike, the others (keys and values, weights) are made
+whole. Where they are summed over, every worker sums what it holds, and the parts are added up to a plain
+tensor.
+
+    queries (n cut), keys (m cut): scores 'nd,md->nm' keep n cut and gather the keys
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rsseglab.spatial.cut import Axes, Axis
+from rsseglab.spatial.errors import SpatialError
+from rsseglab.spatial.exchange import reduce_sum
+from rsseglab.spatial.layout import bounds
+from rsseglab.spatial.rules.pointwise import elementwise
+from rsseglab.spatial.tensor import SceneTensor, is_cut, join, named, refusal, relaid, rule, window
+
+Labels = Sequence[int]
+
+
+def contract(
+    function: Callable[..., Tensor],
+    operands: Sequence[Any],
+    labels: Sequence[Labels],
+    result: Labels,
+    name: str,
+) -> Any:
+    """Apply ``function``, a sum of products, tile by tile.
+
+    Args:
+        function: the stock call, of local operands.
+        operands: cut and plain tensors; at least one is cut.
+        labels: for each operand, the label of each dimension; one label, one index (a dimension of one row,
+            where others have more, is broadcast).
+        result: the labels of the result; the others are summed over.
+        name: the operation, for error messages.
+    """
+    lead, own = _leader(operands, labels, result, name)
+    sizes = dict.fromkeys(result, 1)
+    for operand, its in zip(operands, labels, strict=True):
+        for label, n in zip(its, operand.shape, strict=True):
+            sizes[label] = max(n, sizes.get(label, 1))
+    cut_labels = [own[a.dim] for a in lead.axes]
+    locals_ = []
+    for operand, its in zip(operands, labels, strict=True):
+        there = {c for c in cut_labels if c in its and operand.shape[list(its).index(c)] == sizes[c]}
+        axes = tuple(
+            Axis(list(its).index(own[a.dim]), a.bounds, a.outer, a.inner)
+            for a in lead.axes
+            if own[a.dim] in there
+        )
+        locals_.append(_operand(operand, lead, axes, len(there) == len(set(cut_labels)), name))
+    tiles = [function(*(local[k] for local in locals_)) for k in range(len(lead.tiles))]
+    if all(c in result for c in cut_labels):
+        axes = tuple(Axis(list(result).index(own[a.dim]), a.bounds, a.outer, a.inner) for a in lead.axes)
+        return lead.like(tiles, [sizes[label] for label in result], axes)
+    return reduce_sum(lead.layout, tiles, name)
+
+
+def _leader(
+    operands: Sequence[Any], labels: Sequence[Labels], result: Labels, name: str
+) -> tuple[SceneTensor, Labels]:
+    """The cut operand whose cut the result follows: the largest with a label that stays, else the largest."""
+    cut_ones = [(o, its) for o, its in zip(operands, labels, strict=True) if is_cut(o)]
+    for one, _ in cut_ones:
+        if one.layout != cut_ones[0][0].layout:
+            raise SpatialError(
+                f"{name} on {[list(o.shape) for o, _ in cut_ones]}: the tensors are cut by different "
+                "layouts or meshes; cut both by one layout."
+            )
+
+    def stays(pair: tuple[Any, Labels]) -> int:
+        return sum(pair[1][a.dim] in result for a in pair[0].axes)
+
+    lead, its = max(cut_ones, key=lambda pair: (stays(pair) > 0, pair[0].numel()))
+    if 0 < stays((lead, its)) < len(lead.axes):  # a grid, one of whose cuts is summed over
+        kept = next(a for a in lead.axes if its[a.dim] in result)
+        band = Axis(kept.dim, bounds(kept.length, lead.layout.parts), kept.outer, kept.inner)
+        lead = relaid(lead, (band,), name)
+    return lead, its
+
+
+def _operand(operand: Any, lead: SceneTensor, axes: Axes, aligned: bool, name: str) -> list[Any]:
+    """What each held tile needs of ``operand``: its own part, if it has all the cut labels, or all of it."""
+    if axes and aligned:
+        if is_cut(operand):
+            return list(relaid(operand, axes, name).tiles)
+        return [window(operand, axes, tile) for tile in lead.layout.held]
+    whole = join(operand)
+    if not axes:
+        return [whole] * len(lead.tiles)
+    raise refusal(name, (lead, operand), why="contracts a grid with an operand that has only one of its cuts")
+
+
+@rule(*named("matmul", "__matmul__", "bmm", "mm"))
+def matmul(a: Any, b: Any) -> Any:
+    """Matrix product of the last two dimensions, the others broadcast."""
+    if a.dim() < 2 or b.dim() < 2:
+        raise refusal("matmul with a vector", (a, b))
+    batch = max(a.dim(), b.dim()) - 2
+    rows, inner, cols = batch, batch + 1, batch + 2
+    labels = [
+        [*range(batch - a.dim() + 2, batch), rows, inner],
+        [*range(batch - b.dim() + 2, batch), inner, cols],
+    ]
+    return contract(torch.matmul, [a, b], labels, [*range(batch), rows, cols], "matmul")
+
+
+@rule(*named("__rmatmul__"))
+def rmatmul(a: Any, b: Any) -> Any:
+    """``b @ a``."""
+    return matmul(b, a)
+
+
+@rule(*named("baddbmm"))
+def baddbmm(input: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    """``beta input + alpha a b``."""
+    product = matmul(a, b)
+    add, mul = elementwise(torch.add), elementwise(torch.mul)
+    if not is_cut(product) and not is_cut(input):
+        return beta * input + alpha * product
+    return add(mul(product, alpha) if is_cut(product) else product * alpha, input * beta)
+
+
+@rule(*named("linear"))
+def linear(input: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
+    """Product with a plain weight (out, in); over a cut dimension, a sum over tiles."""
+    if is_cut(weight) or is_cut(bias):
+        raise refusal("linear", (input, weight, bias), why="takes plain weights")
+    last = input.dim() - 1
+    if all(a.dim != last for a in input.axes):
+        shape = (*input.shape[:-1], weight.shape[0])
+        return input.like([F.linear(t, weight, bias) for t in input.tiles], shape)
+    y = contract(
+        F.linear,
+        [input, weight],
+        [[*range(last), last], [last + 1, last]],
+        [*range(last), last + 1],
+        "linear",
+    )
+    return y if bias is None else (elementwise(torch.add)(y, bias) if is_cut(y) else y + bias)
+
+
+@rule(*named("einsum"))
+def einsum(equation: str, *operands: Any) -> Any:
+    """Einstein's sum, with or without an ellipsis."""
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        operands = tuple(operands[0])
+    left, _, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    ahead = [o.dim() - len(t.replace("...", "")) for o, t in zip(operands, terms, strict=True)]
+    widest = max(ahead)
+
+    def spelled(term: str, count: int) -> list[int]:
+        """Letters as their codes; the dimensions of an ellipsis as negative numbers, aligned right."""
+        before, dots, after = term.partition("...")
+        return [*map(ord, before), *(range(-count, 0) if dots else ()), *map(ord, after)]
+
+    labels = [spelled(t, n) for t, n in zip(terms, ahead, strict=True)]
+    if "->" not in equation:
+        letters = "".join(terms).replace("...", "")
+        right = ("..." if "..." in left else "") + "".join(
+            sorted(c for c in set(letters) if letters.count(c) == 1)
+        )
+    if any(len(set(its)) < len(its) for its in labels):
+        raise refusal("einsum with a repeated label in one operand", operands)
+    return contract(
+        lambda *local: torch.einsum(equation, *local), operands, labels, spelled(right, widest), "einsum"
+    )
+
+
+@rule(*named("scaled_dot_product_attention"))
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Fused attention; queries stay where they are, keys and values are gathered, windows are their own."""
+    if dropout_p > 0 or is_causal or enable_gqa:
+        raise refusal(
+            "scaled_dot_product_attention(dropout_p > 0, is_causal or enable_gqa)", (query, key, value)
+        )
+    if not is_cut(query) and not is_cut(attn_mask):
+        return F.scaled_dot_product_attention(query, join(key), join(value), attn_mask, scale=scale)
+    batch = query.dim() - 2
+    n, m, d, e = batch, batch + 1, batch + 2, batch + 3
+    lead = [*range(batch)]
+    labels = [[*lead, n, d], [*lead, m, d], [*lead, m, e]]
+    operands = [query, key, value]
+    if attn_mask is not None:
+        missing = batch + 2 - attn_mask.dim()
+        operands.append(attn_mask)
+        labels.append([*lead[missing:], n, m])
+    if not is_cut(query) or any(a.dim > batch for a in query.axes):
+        raise refusal(
+            "scaled_dot_product_attention",
+            (query, key, value),
+            why="needs its queries cut along tokens or batch",
+        )
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        if not q.numel():
+            return q @ k.transpose(-1, -2) @ v
+        return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
+
+    return _by_query(kernel, operands, labels, [*lead, n, e])
+
+
+def _by_query(kernel: Any, operands: list[Any], labels: list[list[int]], result: list[int]) -> Any:
+    """The queries lead, whatever is larger."""
+    query, *others = operands
+    cut_labels = {labels[0][a.dim] for a in query.axes}
+    others = [
+        join(o) if is_cut(o) and not {its[a.dim] for a in o.axes} & cut_labels else o
+        for o, its in zip(others, labels[1:], strict=True)
+    ]
+    return contract(kernel, [query, *others], labels, result, "scaled_dot_product_attention")

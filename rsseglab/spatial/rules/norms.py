@@ -1,0 +1,305 @@
+"""Batch, group, instance and layer norm over the whole scene.
+
+    mean = sum x / n,   var = sum (x - mean)^2 / n,   y = (x - mean) / sqrt(var + eps) * weight + bias
+
+Each tile gives its own mean and sum of squares *about that mean*; they are merged as Chan et al. (1979) do,
+so that raw digital numbers of 10000 lose no digits (E[x^2] - E[x]^2 would lose all):
+
+    mean = sum n_t mean_t / n,   M2 = sum M2_t + n_t (mean_t - mean)^2
+
+The backward pass needs two sums over the scene, of dy and of dy xhat:
+
+    dx = weight / sigma (dy - mean(dy) - xhat mean(dy xhat))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from rsseglab.spatial.errors import SpatialError
+from rsseglab.spatial.exchange import all_reduce_
+from rsseglab.spatial.layout import Layout
+from rsseglab.spatial.rules.pointwise import elementwise
+from rsseglab.spatial.tensor import SceneTensor, named, refusal, rule
+
+
+def merged_moments(
+    layout: Layout, tiles: Sequence[Tensor], dims: tuple[int, ...], name: str, mesh: Any = None
+) -> tuple[Tensor, Tensor, int]:
+    """Mean and biased variance over ``dims`` of all tiles, in at least float32, and the number of values.
+
+    Over ranks the sums are about a common pivot, the mean of rank means weighed by count, in two small
+    reductions: means first, then squares about the merged mean.
+    """
+    wide = torch.promote_types(tiles[0].dtype, torch.float32)
+    shape = [1 if d in dims else n for d, n in enumerate(tiles[0].shape)]
+    moments = []
+    for tile in tiles:
+        n = prod(tile.shape[d] for d in dims)
+        if n:
+            mean, var = _moments(tile.to(wide), dims)
+            moments.append((n, mean, var * n))
+    device = tiles[0].device
+    total = torch.zeros(1, *shape, dtype=wide, device=device)
+    count = torch.tensor(float(sum(n for n, _, _ in moments)), dtype=torch.float64, device=device)
+    for n, mean, _ in moments:
+        total[0] += n * mean
+    mesh = mesh or layout.mesh
+    if mesh is not None:
+        packed = torch.cat([total.double().flatten(), count[None]])
+        all_reduce_(packed, layout, name, mesh)
+        total, count = packed[:-1].reshape(total.shape), packed[-1]
+    n_all = int(count.item())
+    mean_all = (total[0] / n_all).to(wide)
+    squares = torch.zeros(shape, dtype=wide, device=device)
+    for n, mean, m2 in moments:
+        squares += m2 + n * (mean - mean_all) ** 2
+    if mesh is not None:
+        all_reduce_(squares, layout, name, mesh)
+    return mean_all, squares / n_all, n_all
+
+
+def _moments(tile: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of one tile; per channel by batch norm's own kernel, which is the faster."""
+    if dims == (0, *range(2, tile.dim())):
+        shape = (1, -1, *[1] * (tile.dim() - 2))
+        mean, var = torch.ops.aten.batch_norm_update_stats(tile, None, None, 0.0)
+        return mean.view(shape), var.view(shape)
+    var, mean = torch.var_mean(tile, dims, correction=0, keepdim=True)
+    return mean, var
+
+
+# -------------------------------------------------------------------------------------------- batch norm
+
+
+class _BatchNorm(torch.autograd.Function):
+    """Batch norm with the scene's statistics, on the fused kernels of torch."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        layout: Layout,
+        mesh: Any,
+        mean: Tensor,
+        var: Tensor,
+        count: int,
+        eps: float,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        *tiles: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.layout, ctx.mesh, ctx.count, ctx.eps = layout, mesh, count, eps
+        ctx.has_bias = bias is not None
+        ctx.save_for_backward(mean, var, *([weight] if weight is not None else []), *tiles)
+        ctx.has_weight = weight is not None
+        return tuple(_eval_norm(t, mean, var, weight, bias, eps) for t in tiles)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        mean, var, *rest = ctx.saved_tensors
+        weight, tiles = (rest[0], rest[1:]) if ctx.has_weight else (None, rest)
+        invstd = torch.rsqrt(var + ctx.eps)
+        sum_dy, sum_dy_xhat = torch.zeros_like(mean), torch.zeros_like(mean)
+        for tile, grad in zip(tiles, grads, strict=True):
+            if tile.numel():
+                dw, db = _sums(grad, tile, mean, var, ctx.eps)
+                sum_dy += db
+                sum_dy_xhat += dw
+        grad_weight = sum_dy_xhat.to(weight.dtype) if weight is not None else None
+        grad_bias = sum_dy.to(mean.dtype) if ctx.has_bias else None
+        both = all_reduce_(torch.stack([sum_dy, sum_dy_xhat]), ctx.layout, "backward of batch_norm", ctx.mesh)
+        k0, k1 = both / ctx.count
+        # dx = s dy - s k0 - s k1 (x - mean) invstd with s = weight invstd: a batch norm of x, plus s dy
+        s = invstd if weight is None else invstd * weight
+        dx = []
+        for tile, grad in zip(tiles, grads, strict=True):
+            if not tile.numel():
+                dx.append(torch.zeros_like(tile))
+                continue
+            back = _eval_norm(tile, mean, var, -s * k1, -s * k0, ctx.eps)
+            dx.append(back.addcmul_(grad, s[:, None, None].to(grad.dtype)))
+        return (None,) * 6 + (grad_weight, grad_bias, *dx)
+
+
+def _eval_norm(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    if not x.numel():
+        return torch.zeros_like(x)
+    y: Tensor = torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
+    return y
+
+
+def _sums(grad: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Sums of dy xhat and of dy over a tile, for each channel."""
+    ones, nothing = torch.ones_like(mean), mean.new_empty(0)
+    _, dw, db = torch.ops.aten.native_batch_norm_backward(
+        grad, x, ones, mean, var, nothing, nothing, False, eps, [False, True, True]
+    )
+    return dw, db
+
+
+@rule(*named("batch_norm"))
+def batch_norm(
+    input: SceneTensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *_: Any,
+) -> SceneTensor:
+    """Batch norm; in train mode over the scene, and over ``layout.norm_mesh`` where one is given."""
+    if any(a.dim == 1 for a in input.axes):
+        raise refusal("batch_norm", (input,), why="normalises channels, and here they are cut")
+    if not training:
+        return input.map(
+            lambda t: F.batch_norm(t, running_mean, running_var, weight, bias, False, momentum, eps)
+        )
+    layout = input.layout
+    mesh = layout.norm_mesh or layout.mesh
+    if layout.parts == 1 and mesh is None:
+        return input.map(
+            lambda t: F.batch_norm(t, running_mean, running_var, weight, bias, True, momentum, eps)
+        )
+    dims = tuple(d for d in range(input.dim()) if d != 1)
+    if input.numel() == input.shape[1]:
+        raise SpatialError(
+            f"batch_norm: expected more than 1 value per channel when training, got {list(input.shape)}."
+        )
+    with torch.no_grad():
+        mean, var, n = merged_moments(layout, input.tiles, dims, "batch_norm", mesh)
+        mean, var = mean.flatten(), var.flatten()
+        if running_mean is not None and running_var is not None:
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((var * (n / (n - 1))).to(running_var.dtype), momentum)
+    tiles = _BatchNorm.apply(layout, mesh, mean, var, n, eps, weight, bias, *input.tiles)
+    return input.like(tiles)
+
+
+# ----------------------------------------------------------------------------- group, instance, layer norm
+
+
+class _Standardise(torch.autograd.Function):
+    """(x - mean) / sigma over ``dims`` of all tiles; saves the result, as dx is a function of it alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, layout: Layout, dims: tuple[int, ...], eps: float, name: str, *tiles: Tensor
+    ) -> tuple[Tensor, ...]:
+        mean, var, n = merged_moments(layout, tiles, dims, name)
+        invstd = torch.rsqrt(var + eps)
+        xhat = tuple(((t.to(mean.dtype) - mean) * invstd).to(t.dtype) for t in tiles)
+        ctx.layout, ctx.dims, ctx.count, ctx.name = layout, dims, n, name
+        ctx.save_for_backward(invstd, *xhat)
+        return xhat
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        invstd, *xhat = ctx.saved_tensors
+        sums = torch.zeros(2, *invstd.shape, dtype=invstd.dtype, device=invstd.device)
+        for x, dy in zip(xhat, grads, strict=True):
+            sums[0] += dy.sum(ctx.dims, keepdim=True, dtype=invstd.dtype)
+            sums[1] += (dy * x).sum(ctx.dims, keepdim=True, dtype=invstd.dtype)
+        k0, k1 = all_reduce_(sums, ctx.layout, f"backward of {ctx.name}") / ctx.count
+        dx = [((dy - k0 - x * k1) * invstd).to(dy.dtype) for x, dy in zip(xhat, grads, strict=True)]
+        return (None,) * 4 + tuple(dx)
+
+
+def _grouped(x: SceneTensor, groups: int, eps: float, name: str) -> SceneTensor:
+    """Standardise (B, C, ...) over each group of channels and all of space."""
+    if any(a.dim < 2 for a in x.axes):
+        raise refusal(name, (x,), why="normalises channels and space, and here batch or channels are cut")
+    batch, channels = x.shape[:2]
+    views = [t.reshape(batch, groups, channels // groups, -1) for t in x.tiles]
+    xhat = _Standardise.apply(x.layout, (2, 3), eps, name, *views)
+    return x.like([y.reshape(t.shape) for y, t in zip(xhat, x.tiles, strict=True)])
+
+
+def _affine(x: SceneTensor, weight: Tensor | None, bias: Tensor | None) -> SceneTensor:
+    """Per-channel scale and shift."""
+    shape = (-1, *[1] * (x.dim() - 2))
+    if weight is not None:
+        x = x.map(lambda t: t * weight.reshape(shape))
+    if bias is not None:
+        x = x.map(lambda t: t + bias.reshape(shape))
+    return x
+
+
+@rule(*named("group_norm"))
+def group_norm(
+    input: SceneTensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
+) -> SceneTensor:
+    """Group norm over the whole scene."""
+    return _affine(_grouped(input, num_groups, eps, "group_norm"), weight, bias)
+
+
+@rule(*named("instance_norm"))
+def instance_norm(
+    input: SceneTensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *_: Any,
+) -> SceneTensor:
+    """Instance norm over the whole scene: group norm with a group a channel."""
+    if not use_input_stats:
+        return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            batch, channels = input.shape[:2]
+            views = [t.reshape(batch, channels, -1) for t in input.tiles]
+            mean, var, n = merged_moments(input.layout, views, (2,), "instance_norm")
+            running_mean.lerp_(mean.mean((0, 2)).to(running_mean.dtype), momentum)
+            running_var.lerp_((var.mean((0, 2)) * (n / (n - 1))).to(running_var.dtype), momentum)
+    return _affine(_grouped(input, input.shape[1], eps, "instance_norm"), weight, bias)
+
+
+@rule(*named("layer_norm"))
+def layer_norm(
+    input: SceneTensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: Any,
+) -> SceneTensor:
+    """Layer norm over trailing dimensions; local unless a cut lies in them."""
+    first = input.dim() - len(normalized_shape)
+    if all(a.dim < first for a in input.axes):
+        return input.map(lambda t: F.layer_norm(t, tuple(normalized_shape), weight, bias, eps))
+    if any(a.dim < first for a in input.axes):
+        raise refusal("layer_norm", (input,), why="normalises over one of two cut dimensions")
+    dims = tuple(range(first, input.dim()))
+    xhat = input.like(_Standardise.apply(input.layout, dims, eps, "layer_norm", *input.tiles))
+    if weight is not None:
+        xhat = elementwise(torch.mul)(xhat, weight)
+    return xhat if bias is None else elementwise(torch.add)(xhat, bias)
+
+
+@rule(*named("rms_norm"))
+def rms_norm(
+    input: SceneTensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> SceneTensor:
+    """Root-mean-square norm over uncut trailing dimensions."""
+    if any(a.dim >= input.dim() - len(normalized_shape) for a in input.axes):
+        raise refusal("rms_norm", (input,), why="normalises over a cut dimension")
+    return input.map(lambda t: F.rms_norm(t, tuple(normalized_shape), weight, eps))

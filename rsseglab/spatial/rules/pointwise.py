@@ -1,0 +1,210 @@
+"""Operations that look at one position at a time: tile by tile, after bringing all operands to one cut.
+
+Operands broadcast as in torch. A plain tensor that is as large as the scene along a cut dimension (a
+position map, a mask) is cut on the fly; a cut operand that has a single row where the other has many is
+first made whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rsseglab.spatial.cut import Axes, moved
+from rsseglab.spatial.errors import SpatialError
+from rsseglab.spatial.tensor import (
+    METADATA,
+    RULES,
+    SceneTensor,
+    getter,
+    is_cut,
+    join,
+    named,
+    refusal,
+    relaid,
+    rule,
+    window,
+)
+
+ELEMENTWISE = """
+    abs acos acosh add addcdiv addcmul asin asinh atan atan2 atanh bitwise_and bitwise_not bitwise_or
+    bitwise_xor ceil celu clamp clamp_max clamp_min clip copysign cos cosh deg2rad div divide elu eq erf
+    erfc erfinv exp exp2 expit expm1 fix float_power floor floor_divide fmax fmin fmod frac ge gelu
+    greater greater_equal gt hardshrink hardsigmoid hardswish hardtanh heaviside hypot isclose isfinite
+    isinf isnan isneginf isposinf ldexp le leaky_relu lerp less less_equal lgamma log log10 log1p log2
+    logaddexp logaddexp2 logical_and logical_not logical_or logical_xor logit logsigmoid lt masked_fill
+    maximum minimum mish mul multiply nan_to_num ne neg negative nextafter not_equal positive pow prelu
+    rad2deg reciprocal relu relu6 remainder round rsqrt rsub selu sgn sigmoid sign signbit silu sin sinc
+    sinh softplus softshrink softsign sqrt square sub subtract tan tanh tanhshrink threshold true_divide
+    trunc where xlogy __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__
+    __floordiv__ __rfloordiv__ __mod__ __rmod__ __pow__ __rpow__ __neg__ __pos__ __abs__ __invert__
+    __and__ __rand__ __or__ __ror__ __xor__ __rxor__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __rdiv__
+    __div__ type_as to float double half bfloat16 int long short bool byte char type cpu cuda clone
+    detach contiguous zeros_like ones_like full_like empty_like alias requires_grad_ pin_memory conj
+    resolve_conj
+"""
+INPLACE = """
+    abs_ add_ addcdiv_ addcmul_ bitwise_and_ bitwise_or_ bitwise_xor_ bitwise_not_ ceil_ celu_ clamp_
+    clamp_max_ clamp_min_ clip_ copy_ cos_ div_ divide_ elu_ erf_ exp_ fill_ floor_ floor_divide_ fmod_
+    hardsigmoid_ hardswish_ hardtanh_ leaky_relu_ lerp_ log_ log1p_ logical_and_ logical_not_
+    logical_or_ masked_fill_ mul_ multiply_ nan_to_num_ neg_ pow_ reciprocal_ relu_ relu6_ remainder_
+    round_ rsqrt_ selu_ sigmoid_ silu_ sin_ softplus_ sqrt_ square_ sub_ subtract_ tanh_ threshold_
+    trunc_ true_divide_ zero_ detach_ __iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __ipow__
+    __iand__ __ior__ __ixor__ __imod__
+"""
+
+
+def aligned(
+    operands: Sequence[Any], name: str
+) -> tuple[SceneTensor, Axes, tuple[int, ...], list[Callable[[int], Any]]]:
+    """Bring tensors that broadcast together to one cut.
+
+    Returns:
+        The leading cut operand, its axes in the result's dimensions, the result's shape, and for each operand
+        a function from the index of a held tile to what the operand contributes there.
+    """
+    shape = torch.broadcast_shapes(*(o.shape for o in operands if isinstance(o, Tensor)))
+    cut_ones = [o for o in operands if is_cut(o)]
+    for one in cut_ones:
+        if one.layout != cut_ones[0].layout:
+            raise SpatialError(
+                f"{name} on {[list(o.shape) for o in cut_ones]}: the tensors are cut by different layouts or "
+                "meshes; cut both by one layout."
+            )
+
+    def follows(o: Any) -> bool:
+        """True if the result can be cut as ``o`` is."""
+        return all(o.shape[a.dim] == shape[a.dim + len(shape) - o.dim()] for a in o.axes)
+
+    leaders = [o for o in cut_ones if follows(o)]
+    if not leaders:
+        raise SpatialError(
+            f"{name} on {[list(o.shape) for o in cut_ones]}: cut dimensions of one row are broadcast to "
+            f"{list(shape)}; spatial.replicate them first."
+        )
+    lead = max(leaders, key=lambda o: o.numel())
+    ahead = len(shape) - lead.dim()
+    axes = moved(lead.axes, {d: d + ahead for d in range(lead.dim())})
+    return lead, axes, shape, [_local(o, lead, axes, shape, name) for o in operands]
+
+
+def _local(
+    operand: Any, lead: SceneTensor, axes: Axes, shape: Sequence[int], name: str
+) -> Callable[[int], Any]:
+    """What ``operand`` contributes to each tile of a result of ``shape`` cut at ``axes``."""
+    if not isinstance(operand, Tensor) or (not is_cut(operand) and operand.dim() == 0):
+        return lambda k: operand
+    ahead = len(shape) - operand.dim()
+    here = moved(axes, {d: d - ahead for d in range(len(shape))})
+    present = [a for a in here if a.dim >= 0 and operand.shape[a.dim] == shape[a.dim + ahead]]
+    if is_cut(operand):
+        if len(present) == len(here):
+            tiles = relaid(operand, here, name).tiles
+            return lambda k: tiles[k]
+        operand = join(operand)
+    if not present:
+        return lambda k: operand
+    if len(present) == len(here):
+        return lambda k: window(operand, here, lead.layout.held[k])
+    # a plain tensor with rows of the scene but a single column, in a grid
+    wide = operand.expand(
+        [shape[d + ahead] if any(a.dim == d for a in here) else n for d, n in enumerate(operand.shape)]
+    )
+    return lambda k: window(wide, here, lead.layout.held[k])
+
+
+def local_to(operand: Tensor, lead: SceneTensor, axes: Axes, name: str) -> list[Tensor]:
+    """The held tiles of ``operand`` (cut or plain), cut at ``axes``; its other dimensions are its own."""
+    if is_cut(operand):
+        return list(relaid(operand, axes, name).tiles)
+    return [window(operand, axes, tile) for tile in lead.layout.held]
+
+
+def elementwise(function: Any) -> Callable[..., Any]:
+    """The rule of an operation on single positions."""
+    name = getattr(function, "__name__", str(function))
+
+    def handler(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("out") is not None:
+            raise refusal(f"{name}(out=...)", args, why="can't write across tiles; use the returned tensor")
+        first = args[0] if args else None
+        if is_cut(first) and not any(isinstance(v, Tensor) for v in (*args[1:], *kwargs.values())):
+            results = [function(tile, *args[1:], **kwargs) for tile in first.tiles]
+            return first if results[0] is first.tiles[0] else first.like(results)
+        values = [*args, *kwargs.values()]
+        if name == "prelu" and isinstance(first, Tensor) and values[1].numel() > 1:
+            values[1] = values[1].reshape(-1, *[1] * (first.dim() - 2))
+            return elementwise(torch.where)(first > 0, first, values[1] * first)
+        lead, axes, shape, local = aligned(values, name)
+        results = []
+        for k in range(len(lead.tiles)):
+            here = [each(k) for each in local]
+            results.append(function(*here[: len(args)], **dict(zip(kwargs, here[len(args) :], strict=True))))
+        return lead.like(results, shape, axes)
+
+    return handler
+
+
+def inplace(function: Any) -> Callable[..., Any]:
+    """The rule of an operation that overwrites its first operand, tile by tile."""
+    name = getattr(function, "__name__", str(function))
+
+    def handler(target: Any, *args: Any, **kwargs: Any) -> Any:
+        if not is_cut(target):
+            raise refusal(name, (target, *args), why="writes a cut tensor into a plain one")
+        values = [target, *args, *kwargs.values()]
+        shape = torch.broadcast_shapes(*(v.shape for v in values if isinstance(v, Tensor)))
+        if shape != target.shape:
+            raise refusal(name, (target, *args), why=f"would write {list(shape)} into {list(target.shape)}")
+        locals_ = [_local(value, target, target.axes, target.shape, name) for value in values]
+        for k, tile in enumerate(target.tiles):
+            here = [local(k) for local in locals_[1:]]
+            function(tile, *here[: len(args)], **dict(zip(kwargs, here[len(args) :], strict=True)))
+        return target
+
+    return handler
+
+
+for _function in named(*ELEMENTWISE.split()):
+    RULES[_function] = elementwise(_function)
+for _function in named(*INPLACE.split()):
+    RULES[_function] = inplace(_function)
+
+
+PROPERTIES = """
+    shape dtype device ndim is_cuda is_cpu is_sparse is_mps is_quantized is_meta is_nested is_mkldnn is_xpu
+    itemsize nbytes
+"""
+METHODS = """
+    size dim numel ndimension nelement is_floating_point is_complex element_size get_device is_same_size
+    is_inference is_signed is_tensor __len__ __hash__ __reversed__ _is_view
+"""
+METADATA.update(getter(name) for name in PROPERTIES.split())
+METADATA.update(named(*METHODS.split()))
+
+
+@rule(getter("requires_grad"))
+def requires_grad(x: SceneTensor) -> bool:
+    """A scene asks for gradients if its tiles do."""
+    return any(tile.requires_grad for tile in x.tiles)
+
+
+@rule(getter("is_leaf"))
+def is_leaf(x: SceneTensor) -> bool:
+    """A scene is a leaf if its tiles are."""
+    return all(tile.is_leaf for tile in x.tiles)
+
+
+@rule(getter("grad_fn"))
+def grad_fn(x: SceneTensor) -> Any:
+    """The first held tile's node."""
+    return x.tiles[0].grad_fn
+
+
+@rule(*named("is_contiguous"))
+def is_contiguous(x: SceneTensor, *args: Any, **kwargs: Any) -> bool:
+    """A scene is contiguous if its tiles are."""
+    return all(tile.is_contiguous(*args, **kwargs) for tile in x.tiles)

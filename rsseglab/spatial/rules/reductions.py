@@ -1,0 +1,273 @@
+"""Sums, means, extremes and moments over any dimensions.
+
+Over uncut dimensions tile by tile. Over all cut dimensions each tile reduces what it holds and the parts
+are merged to a plain tensor, the same on all workers. Over one cut dimension of a grid the map is first
+laid in bands along the other. Means divide by the scene's count, variances are taken about the scene's
+mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rsseglab.spatial.cut import Axis, moved, window_of
+from rsseglab.spatial.exchange import gather, reduce_sum
+from rsseglab.spatial.layout import bounds
+from rsseglab.spatial.rules.pointwise import elementwise
+from rsseglab.spatial.tensor import SceneTensor, banded, is_cut, named, refusal, relaid, rule
+
+Dims = int | Sequence[int] | None
+
+
+def _dims(x: SceneTensor, dim: Dims) -> tuple[int, ...]:
+    if dim is None or (not isinstance(dim, int) and len(dim) == 0):
+        return tuple(range(x.dim()))
+    return tuple(d % x.dim() for d in ((dim,) if isinstance(dim, int) else dim))
+
+
+def reduced(
+    x: SceneTensor,
+    dim: Dims,
+    keepdim: bool,
+    local: Callable[[Tensor, tuple[int, ...]], Tensor],
+    merge: Callable[[list[Tensor]], Tensor],
+    name: str,
+) -> Any:
+    """Reduce each tile by ``local`` (keeping dimensions), the tiles by ``merge`` if the cut is reduced."""
+    dims = _dims(x, dim)
+    kept = [a for a in x.axes if a.dim not in dims]
+    if kept and len(kept) < len(x.axes):
+        band = Axis(kept[0].dim, bounds(kept[0].length, x.layout.parts), kept[0].outer, kept[0].inner)
+        x = relaid(x, (band,), name)
+    parts = [local(tile, dims) for tile in x.tiles]
+    left = [d for d in range(x.dim()) if d not in dims]
+    if not kept:
+        whole = merge(parts)
+        return whole if keepdim else whole.reshape([x.shape[d] for d in left])
+    y = x.like(parts, [1 if d in dims else n for d, n in enumerate(x.shape)])
+    if keepdim:
+        return y
+    axes = moved(y.axes, {d: k for k, d in enumerate(left)})
+    return y.like([t.squeeze(dims) for t in y.tiles], [x.shape[d] for d in left], axes)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """Sums of halves are kept in float32 until they are merged."""
+    return torch.promote_types(x.dtype, torch.float32) if x.is_floating_point() else torch.int64
+
+
+@rule(*named("sum"))
+def sum_(x: SceneTensor, dim: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Any:
+    """Sum."""
+    target = dtype or (x.dtype if x.dtype.is_floating_point else torch.int64)
+    wide = torch.promote_types(target, torch.float32) if target.is_floating_point else target
+    total = reduced(
+        x,
+        dim,
+        keepdim,
+        lambda t, dims: t.sum(dims, keepdim=True, dtype=wide),
+        lambda parts: reduce_sum(x.layout, parts, "sum"),
+        "sum",
+    )
+    return total.to(target)
+
+
+@rule(*named("mean"))
+def mean(x: SceneTensor, dim: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Any:
+    """Mean over the scene's count."""
+    target = dtype or x.dtype
+    count = prod(x.shape[d] for d in _dims(x, dim))
+    return (sum_(x, dim, keepdim, dtype=torch.promote_types(target, torch.float32)) / count).to(target)
+
+
+def _centred(x: SceneTensor, dim: Dims) -> Any:
+    return elementwise(torch.sub)(x, mean(x, dim, True))
+
+
+@rule(*named("var"))
+def var(
+    x: SceneTensor,
+    dim: Dims = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> Any:
+    """Variance about the scene's mean, in two passes."""
+    correction = (1 if unbiased else 0) if correction is None else correction
+    count = prod(x.shape[d] for d in _dims(x, dim))
+    squares = elementwise(torch.square)(_centred(x, dim))
+    return sum_(squares, dim, keepdim) / max(count - correction, 0)
+
+
+@rule(*named("std"))
+def std(x: SceneTensor, dim: Dims = None, *args: Any, **kwargs: Any) -> Any:
+    """Standard deviation."""
+    return var(x, dim, *args, **kwargs).sqrt()
+
+
+@rule(*named("var_mean"))
+def var_mean(x: SceneTensor, dim: Dims = None, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    """Variance and mean."""
+    keepdim = kwargs.get("keepdim", args[1] if len(args) > 1 else False)
+    return var(x, dim, *args, **kwargs), mean(x, dim, keepdim)
+
+
+@rule(*named("norm", "vector_norm"))
+def norm(x: SceneTensor, p: Any = 2, dim: Dims = None, keepdim: bool = False, **kwargs: Any) -> Any:
+    """The p-norm of all values along ``dim``; with a zero subgradient at zero, as torch has it."""
+    p = kwargs.get("ord", p)
+    p = 2.0 if p in (None, "fro") else float(p)
+    dims = _dims(x, dim)
+    if all(a.dim not in dims for a in x.axes):
+        return reduced(
+            x, dim, keepdim, lambda t, d: torch.linalg.vector_norm(t, p, d, True), lambda s: s[0], "norm"
+        )
+    if p == float("inf"):
+        return amax(elementwise(torch.abs)(x), dim, keepdim)
+    if p <= 0:
+        raise refusal(f"norm(p={p})", (x,))
+    powers = elementwise(torch.square)(x) if p == 2 else elementwise(torch.pow)(elementwise(torch.abs)(x), p)
+    total = sum_(powers, dim, keepdim)
+    zero = total == 0
+    root = total.masked_fill(zero, 1.0) ** (1 / p)
+    return root.masked_fill(zero, 0.0)
+
+
+@rule(*named("normalize"))
+def normalize(x: SceneTensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Any = None) -> Any:
+    """Divide by the norm along ``dim``."""
+    if all(a.dim != dim % x.dim() for a in x.axes):
+        return x.map(lambda t: F.normalize(t, p, dim, eps))
+    return elementwise(torch.div)(x, norm(x, p, dim, True).clamp_min(eps))
+
+
+def _extreme(function: Any, x: SceneTensor, dim: Dims, keepdim: bool, worst: float, name: str) -> Any:
+    if not x.is_floating_point():
+        worst = int(torch.iinfo(x.dtype).min if worst < 0 else torch.iinfo(x.dtype).max)
+
+    def local(tile: Tensor, dims: tuple[int, ...]) -> Tensor:
+        if all(tile.shape[d] for d in dims):
+            return function(tile, dims, keepdim=True)  # type: ignore[no-any-return]
+        shape = [1 if d in dims else n for d, n in enumerate(tile.shape)]
+        return tile.new_full(shape, worst) + 0 * tile.sum()
+
+    return reduced(x, dim, keepdim, local, lambda parts: function(gather(x.layout, parts, name), 0), name)
+
+
+@rule(*named("amax"))
+def amax(x: SceneTensor, dim: Dims = None, keepdim: bool = False) -> Any:
+    """Largest value."""
+    return _extreme(torch.amax, x, dim, keepdim, float("-inf"), "amax")
+
+
+@rule(*named("amin"))
+def amin(x: SceneTensor, dim: Dims = None, keepdim: bool = False) -> Any:
+    """Smallest value."""
+    return _extreme(torch.amin, x, dim, keepdim, float("inf"), "amin")
+
+
+def _with_index(x: SceneTensor, k: int, dim: int, largest: bool, keepdim: bool, name: str) -> tuple[Any, Any]:
+    """The ``k`` extremes along ``dim`` and their places in the scene."""
+    dim = dim % x.dim()
+    hit = [a for a in x.axes if a.dim == dim]
+    if hit and len(hit) < len(x.axes):
+        other = next(a for a in x.axes if a.dim != dim)
+        x = relaid(
+            x, (Axis(other.dim, bounds(other.length, x.layout.parts), other.outer, other.inner),), name
+        )
+        hit = []
+    if not hit:
+        both = [t.topk(k, dim, largest) for t in x.tiles]
+        shape = (*x.shape[:dim], k, *x.shape[dim + 1 :])
+        return x.like([b.values for b in both], shape), x.like([b.indices for b in both], shape)
+    x = banded(x, dim, name)
+    worst = float("-inf") if largest else float("inf")
+    values, places = [], []
+    for tile_number, tile in zip(x.layout.held, x.tiles, strict=True):
+        ((start, _),) = window_of(x.axes, tile_number)
+        best = tile.topk(min(k, tile.shape[dim]), dim, largest)
+        short = [0, 0] * (x.dim() - 1 - dim) + [0, k - best.values.shape[dim]]
+        values.append(F.pad(best.values, short, value=worst))
+        places.append(F.pad(best.indices + start, short))
+    all_values = torch.cat(gather(x.layout, values, name).unbind(0), dim)
+    all_places = torch.cat(gather(x.layout, places, name).unbind(0), dim)
+    best = all_values.topk(k, dim, largest)
+    return best.values, all_places.gather(dim, best.indices)
+
+
+@rule(*named("topk"))
+def topk(x: SceneTensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    """The ``k`` largest (or smallest) along ``dim`` and their places in the scene."""
+    return torch.return_types.topk(_with_index(x, k, dim, largest, True, "topk"))
+
+
+def _squeezed(x: Any, dim: int, keepdim: bool) -> Any:
+    return x if keepdim else x.squeeze(dim)
+
+
+def _argument(name: str, largest: bool) -> None:
+    stock = getattr(torch, f"arg{name}")
+
+    @rule(*named(f"arg{name}"))
+    def argument(x: SceneTensor, dim: int | None = None, keepdim: bool = False) -> Any:
+        if dim is None:
+            raise refusal(f"arg{name} without dim", (x,))
+        if all(a.dim != dim % x.dim() for a in x.axes):
+            return reduced(x, dim, keepdim, lambda t, d: stock(t, d[0], True), lambda s: s[0], f"arg{name}")
+        return _squeezed(_with_index(x, 1, dim, largest, True, f"arg{name}")[1], dim, keepdim)
+
+    pick = getattr(torch, name)
+    extreme = amax if largest else amin
+
+    @rule(*named(name))
+    def value(x: Any, *args: Any, **kwargs: Any) -> Any:
+        other = args[0] if args else kwargs.get("other")
+        if isinstance(other, Tensor):
+            return elementwise(pick)(x, other)
+        if not args and not kwargs:
+            return extreme(x)
+        dim, keepdim = _dim_and_keep(*args, **kwargs)
+        if all(a.dim != dim % x.dim() for a in x.axes):
+            values = reduced(x, dim, keepdim, lambda t, d: pick(t, d[0], True).values, lambda s: s[0], name)
+            return getattr(torch.return_types, name)((values, argument(x, dim, keepdim)))
+        both = _with_index(x, 1, dim, largest, True, name)
+        return getattr(torch.return_types, name)([_squeezed(b, dim, keepdim) for b in both])
+
+
+def _dim_and_keep(dim: int, keepdim: bool = False) -> tuple[int, bool]:
+    return dim, keepdim
+
+
+_argument("max", True)
+_argument("min", False)
+
+
+@rule(*named("any", "all", "count_nonzero"))
+def no_truth(x: SceneTensor, *args: Any, **kwargs: Any) -> Any:
+    """Truth of a whole scene steers Python; say so by a sum."""
+    raise refusal("any, all and count_nonzero", (x,), why="have no rule; use (mask.sum() > 0)")
+
+
+@rule(*named("logsumexp"))
+def logsumexp(x: SceneTensor, dim: Dims, keepdim: bool = False) -> Any:
+    """Log sum exp, about the scene's maximum."""
+    top = amax(x, dim, True)
+    top = top.detach() if not is_cut(top) else top.map(torch.Tensor.detach)
+    total = sum_(elementwise(torch.exp)(elementwise(torch.sub)(x, top)), dim, True)
+    y = elementwise(torch.add)(elementwise(torch.log)(total), top) if is_cut(total) else total.log() + top
+    return y if keepdim else y.squeeze(_dims(x, dim))
+
+
+@rule(*named("cumsum"))
+def cumsum(x: SceneTensor, dim: int, **kwargs: Any) -> SceneTensor:
+    """Running sum over an uncut dimension."""
+    if any(a.dim == dim % x.dim() for a in x.axes):
+        raise refusal("cumsum along the cut dimension", (x,))
+    return x.map(lambda t: t.cumsum(dim, **kwargs))
