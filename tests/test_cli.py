@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
-from conftest import make_scene, write_raster
+from made import make_scene, write_raster
 
 from rsseglab.cli import main
 from rsseglab.training.records import RunRecord

@@ -82,9 +82,7 @@ def unfolded(shape: Shape, axes: Axes) -> tuple[Shape, Axes]:
     simple: dict[int, Axis] = {}
     for dim, size in enumerate(shape):
         left = size
-        for k, axis in sorted(
-            ((k, a) for k, a in enumerate(axes) if a.dim == dim), key=lambda ka: ka[1].outer
-        ):
+        for k, axis in sorted(((k, a) for k, a in enumerate(axes) if a.dim == dim), key=lambda ka: ka[1].outer):
             below = axis.length * axis.inner
             if left != below:
                 sizes.append(left // below)
@@ -121,9 +119,7 @@ def viewed(shape: Shape, axes: Axes, new_shape: Shape) -> tuple[Axes, tuple[int,
                 f"view of {list(shape)} as {list(new_shape)}: the cut dimension of {axis.length} is split "
                 "across the new dimensions; reshape it apart from the others, or spatial.replicate it first."
             )
-        followed.append(
-            Axis(dim, tuple(-(-b // unit) for b in axis.bounds), new_shape[dim] // (inner * length), inner)
-        )
+        followed.append(Axis(dim, tuple(-(-b // unit) for b in axis.bounds), new_shape[dim] // (inner * length), inner))
         units.append(unit)
     return plainest(tuple(followed)), tuple(units)
 

@@ -96,9 +96,7 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _transport(
-    layout: Layout, sends: dict[int, list[Tensor]], receives: dict[int, list[Tensor]], name: str
-) -> None:
+def _transport(layout: Layout, sends: dict[int, list[Tensor]], receives: dict[int, list[Tensor]], name: str) -> None:
     """Send tensors to peers and fill those that come from them: one message each way and peer."""
     operations, arriving = [], []
     group = layout.group
@@ -159,9 +157,7 @@ class _Fetch(torch.autograd.Function):
         ctx.name = name
         ctx.shapes = [(t.shape, memory_format(t)) for t in tiles]
         held = dict(zip(layout.held, tiles, strict=True))
-        rects = {
-            (t, n): _empty(held[t], dims, rect) for t in layout.held for n, rect in enumerate(requests[t])
-        }
+        rects = {(t, n): _empty(held[t], dims, rect) for t in layout.held for n, rect in enumerate(requests[t])}
         sends: dict[int, list[Tensor]] = {}
         receives: dict[int, list[Tensor]] = {}
         for p in pieces:
@@ -183,9 +179,7 @@ class _Fetch(torch.autograd.Function):
         count, like = len(layout.held), grads[0]
         back: dict[int, Tensor] = {}
         if ctx.own:  # made by the kernel that used the tile, and seen by nobody else: added to in place
-            fresh = (
-                g.clone() if 0 in g.stride() else g for g in grads[:count]
-            )  # a stride of 0: one shared zero
+            fresh = (g.clone() if 0 in g.stride() else g for g in grads[:count])  # a stride of 0: one shared zero
             back = dict(zip(layout.held, fresh, strict=True))
             grads = grads[count:]
         keys = [(t, n) for t in layout.held for n in range(len(ctx.requests[t]))]
@@ -199,9 +193,7 @@ class _Fetch(torch.autograd.Function):
                 back[tile] = grad.clone(memory_format=form)
                 return
             if tile not in back:
-                back[tile] = torch.empty(
-                    shape, dtype=grad.dtype, device=grad.device, memory_format=form
-                ).zero_()
+                back[tile] = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=form).zero_()
             _at(back[tile], dims, where).add_(grad)
 
         sends: dict[int, list[Tensor]] = {}

@@ -101,7 +101,5 @@ class Layout:
                 )
         ys, xs = bounds(height, self.rows), bounds(width, self.cols)
         return [
-            (ys[i], xs[j], ys[i + 1] - ys[i], xs[j + 1] - xs[j])
-            for i in range(self.rows)
-            for j in range(self.cols)
+            (ys[i], xs[j], ys[i + 1] - ys[i], xs[j + 1] - xs[j]) for i in range(self.rows) for j in range(self.cols)
         ]

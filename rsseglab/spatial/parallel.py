@@ -67,17 +67,14 @@ class SceneSampler(Sampler[int]):
         SpatialError: if there are fewer scenes than data groups, or the mesh is not 1-D.
     """
 
-    def __init__(
-        self, scenes: int, data_mesh: DeviceMesh | None = None, shuffle: bool = True, seed: int = 0
-    ) -> None:
+    def __init__(self, scenes: int, data_mesh: DeviceMesh | None = None, shuffle: bool = True, seed: int = 0) -> None:
         if data_mesh is not None and data_mesh.ndim != 1:
             raise SpatialError(f'SceneSampler: the mesh has {data_mesh.ndim} dimensions; pass mesh["data"].')
         self.groups = 1 if data_mesh is None else data_mesh.size()
         self.group = 0 if data_mesh is None else data_mesh.get_local_rank()
         if scenes < self.groups:
             raise SpatialError(
-                f"SceneSampler: {scenes} scenes can't be dealt to {self.groups} data groups; "
-                f"use at most {scenes}."
+                f"SceneSampler: {scenes} scenes can't be dealt to {self.groups} data groups; use at most {scenes}."
             )
         self.scenes, self.shuffle, self.seed, self.epoch = scenes, shuffle, seed, 0
 
@@ -92,9 +89,7 @@ class SceneSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         """Indices of this group's scenes."""
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = (
-            torch.randperm(self.scenes, generator=generator) if self.shuffle else torch.arange(self.scenes)
-        )
+        order = torch.randperm(self.scenes, generator=generator) if self.shuffle else torch.arange(self.scenes)
         return iter(order[self.group : len(self) * self.groups : self.groups].tolist())
 
 
@@ -105,9 +100,7 @@ def augmentation(index: int, epoch: int = 0, seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(int(mixed))
 
 
-def read_scene(
-    read: Callable[[int, int, int, int], Tensor], layout: Layout, height: int, width: int
-) -> SceneTensor:
+def read_scene(read: Callable[[int, int, int, int], Tensor], layout: Layout, height: int, width: int) -> SceneTensor:
     """Read a scene so that each rank touches only its own window.
 
     Args:

@@ -288,12 +288,8 @@ def _plot(rows: list[Row], path: Path) -> Path:
         for colour, kind in zip(("C0", "C1"), kinds, strict=False):
             group = [r for r in rows if r["kind"] == kind]
             ranks = [r["ranks"] for r in group]
-            axes.plot(
-                ranks, [r[f"{name}_seconds"] for r in group], "o-", color=colour, label=f"{kind}, measured"
-            )
-            axes.plot(
-                ranks, [r[f"{name}_model_seconds"] for r in group], ":", color=colour, label=f"{kind}, model"
-            )
+            axes.plot(ranks, [r[f"{name}_seconds"] for r in group], "o-", color=colour, label=f"{kind}, measured")
+            axes.plot(ranks, [r[f"{name}_model_seconds"] for r in group], ":", color=colour, label=f"{kind}, model")
         axes.set(title=name.replace("_", " + "), xlabel="ranks", ylabel="seconds", xticks=ranks)
         axes.set_ylim(bottom=0)
         axes.legend()
@@ -306,9 +302,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="rsseglab scale", description="Measure how the spatial engine scales.")
     p.add_argument("--ranks", default="1,2", help="numbers of ranks to measure, by commas")
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    p.add_argument(
-        "--size", type=int, default=1024, help="rows and columns of the scene, px (a multiple of 16)"
-    )
+    p.add_argument("--size", type=int, default=1024, help="rows and columns of the scene, px (a multiple of 16)")
     p.add_argument("--width", type=int, default=16, help="channels of the U-Net at full resolution")
     p.add_argument("--tiles", type=int, default=1, help="tiles in one process, for one rank")
     p.add_argument("--threads", type=int, default=1, help="threads a rank")

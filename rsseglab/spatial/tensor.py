@@ -50,9 +50,7 @@ class SceneTensor(Tensor):
     _shape: torch.Size
 
     @staticmethod
-    def __new__(
-        cls, tiles: Sequence[Tensor], layout: Layout, shape: Sequence[int], axes: Axes
-    ) -> SceneTensor:
+    def __new__(cls, tiles: Sequence[Tensor], layout: Layout, shape: Sequence[int], axes: Axes) -> SceneTensor:
         """Wrap the held tiles of a tensor of global ``shape``."""
         self: SceneTensor = Tensor._make_wrapper_subclass(
             cls, tuple(shape), dtype=tiles[0].dtype, device=tiles[0].device
@@ -131,9 +129,7 @@ def _cut_arguments(values: Any) -> list[SceneTensor]:
     return found
 
 
-def refusal(
-    func: Any, args: Any = (), kwargs: Any = None, why: str = "has no rule for a cut scene"
-) -> SpatialError:
+def refusal(func: Any, args: Any = (), kwargs: Any = None, why: str = "has no rule for a cut scene") -> SpatialError:
     """The error for a call that can't be kept exact."""
     name = func if isinstance(func, str) else (resolve_name(func) or getattr(func, "__name__", str(func)))
     shapes = [list(x.shape) for x in _cut_arguments([*args, *(kwargs or {}).values()])]
@@ -238,9 +234,7 @@ def cut(x: Tensor, layout: Layout) -> SceneTensor:
     if isinstance(x, SceneTensor):
         raise SpatialError(f"cut: the tensor {list(x.shape)} is already cut; join it first.")
     if x.dim() not in (3, 4):
-        raise SpatialError(
-            f"cut: {list(x.shape)} is neither (B, C, H, W) nor (B, H, W); unsqueeze the batch."
-        )
+        raise SpatialError(f"cut: {list(x.shape)} is neither (B, C, H, W) nor (B, H, W); unsqueeze the batch.")
     _agree_on(layout, x.shape, True, "cut")
     height, width = x.shape[-2:]
     layout.windows(height, width)  # refuses more tiles than rows
@@ -271,9 +265,7 @@ def from_tile(tile: Tensor, layout: Layout, height: int, width: int) -> SceneTen
     _, _, rows, cols = layout.windows(height, width)[layout.rank]
     shape = (*tile.shape[:-2], height, width)
     _agree_on(layout, shape, tuple(tile.shape[-2:]) == (rows, cols), "from_tile")
-    return SceneTensor(
-        [tile], layout, shape, map_axes(layout, height, width, (tile.dim() - 2, tile.dim() - 1))
-    )
+    return SceneTensor([tile], layout, shape, map_axes(layout, height, width, (tile.dim() - 2, tile.dim() - 1)))
 
 
 def join(y: Any) -> Any:
@@ -304,9 +296,7 @@ def _whole(x: SceneTensor) -> Tensor:
     """Join in one process by concatenation; over ranks by fetching everything."""
     sizes, simple = unfolded(tuple(x.shape), x.axes)
     dims = tuple(axis.dim for axis in simple)
-    tiles = [
-        tile.reshape(local_shape(sizes, simple, t)) for t, tile in zip(x.layout.held, x._tiles, strict=True)
-    ]
+    tiles = [tile.reshape(local_shape(sizes, simple, t)) for t, tile in zip(x.layout.held, x._tiles, strict=True)]
     if x.layout.mesh is None:
         if len(dims) == 2:
             cols = len(simple[1].bounds) - 1
@@ -361,9 +351,7 @@ def relaid(x: SceneTensor, axes: Axes, name: str) -> SceneTensor:
     (sizes, old), (new_sizes, new) = unfolded(shape, x.axes), unfolded(shape, axes)
     if sizes != new_sizes:
         (sizes, old), (new_sizes, new) = unfolded(shape, plainest(x.axes)), unfolded(shape, plainest(axes))
-    if (
-        sizes != new_sizes
-    ):  # one cut inside a batch of them, say: no rectangle of one is a rectangle of the other
+    if sizes != new_sizes:  # one cut inside a batch of them, say: no rectangle of one is a rectangle of the other
         whole = _whole(x)
         return x.like([window(whole, axes, t) for t in x.layout.held], shape, axes)
     locals_ = [local_shape(sizes, old, t) for t in x.layout.held]

@@ -77,9 +77,7 @@ def main():
     one, ranks, halves = found["one"], found["ranks"], found["halves"]
     for clock in ("wall", "cpu"):
         speedup, possible = one[clock] / ranks[clock], one[clock] / halves[clock]
-        print(
-            f"{clock}: speed-up {speedup:.2f}, two half scenes {possible:.2f}, share {speedup / possible:.2f}"
-        )
+        print(f"{clock}: speed-up {speedup:.2f}, two half scenes {possible:.2f}, share {speedup / possible:.2f}")
     print(f"memory a rank: {ranks['memory'] / one['memory']:.2f} of one process")
     print(f"one process, two threads: speed-up {one['wall'] / found['threads']['wall']:.2f}")
 

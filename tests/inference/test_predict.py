@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from conftest import CLASSES, CRS, make_scene, write_raster
+from made import CLASSES, CRS, make_scene, write_raster
 from torch import nn
 
 from rsseglab.errors import UserError

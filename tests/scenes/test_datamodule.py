@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_scene, write_raster
+from made import make_scene, write_raster
 
 from rsseglab.errors import UserError
 from rsseglab.scenes import IGNORE_INDEX, ArraySource, Scene

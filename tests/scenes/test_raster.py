@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 from click.testing import CliRunner
-from conftest import CLASSES
+from made import CLASSES
 from rasterio.rio.main import main_group
 
 from rsseglab.errors import UserError

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import rasterio
-from conftest import CLASSES, write_raster
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import CLASSES, write_raster
 from rasterio.transform import from_origin
 
 from rsseglab.errors import UserError

@@ -45,9 +45,7 @@ def equal(function, size, layout, batch=1):
     st.sampled_from([1, 2, 4]),
 )
 def test_conv2d(layout, size, kernel, stride, padding, dilation, groups):
-    weight = torch.randn(
-        4, 4 // groups, *kernel, generator=torch.Generator().manual_seed(2), dtype=torch.float64
-    )
+    weight = torch.randn(4, 4 // groups, *kernel, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     bias = torch.ones(4, dtype=torch.float64)
     equal(lambda x: F.conv2d(x, weight, bias, stride, padding, dilation, groups), size, layout)
 
@@ -117,9 +115,7 @@ def test_interpolate_to_a_size(layout, size, mode, corners, out):
 def test_interpolate_by_a_factor(layout, size, mode, corners, factor, again):
     corners = corners if mode in ("bilinear", "bicubic") else None
     equal(
-        lambda x: F.interpolate(
-            x, scale_factor=factor, mode=mode, align_corners=corners, recompute_scale_factor=again
-        ),
+        lambda x: F.interpolate(x, scale_factor=factor, mode=mode, align_corners=corners, recompute_scale_factor=again),
         size,
         layout,
     )

@@ -94,9 +94,7 @@ def test_gradcheck_of_the_exchange():
         _, rects = fetch(layout, scene.tiles, (2, 3), scene.tile_windows, requests, "test")
         return [r * (k + 1) for rect in rects for k, r in enumerate(rect)]
 
-    assert torch.autograd.gradcheck(
-        function, torch.randn(1, 2, 5, 4, dtype=torch.float64, requires_grad=True)
-    )
+    assert torch.autograd.gradcheck(function, torch.randn(1, 2, 5, 4, dtype=torch.float64, requires_grad=True))
 
 
 def test_a_plan_that_does_not_cover_is_refused():
@@ -128,9 +126,7 @@ def test_a_cut_follows_a_view_and_back(rows, cols, size, high, wide):
     y = scene.view(2, height // size, size, width // size, size, 3).permute(0, 1, 3, 2, 4, 5)
     z = y.reshape(-1, size * size, 3)
     plain = (
-        x.view(2, height // size, size, width // size, size, 3)
-        .permute(0, 1, 3, 2, 4, 5)
-        .reshape(-1, size * size, 3)
+        x.view(2, height // size, size, width // size, size, 3).permute(0, 1, 3, 2, 4, 5).reshape(-1, size * size, 3)
     )
     assert torch.equal(join(z), plain)
     for tile, held in zip(layout.held, z.tiles, strict=True):

@@ -270,9 +270,7 @@ LOSSES = {
     "soft": lambda x, t, s: F.cross_entropy(x, s.softmax(1), label_smoothing=0.2),
     "nll": lambda x, t, s: F.nll_loss(F.log_softmax(x, 1), t),
     "bce": lambda x, t, s: F.binary_cross_entropy_with_logits(x, s.sigmoid(), pos_weight=w(4, 1, 1).abs()),
-    "bce weight": lambda x, t, s: F.binary_cross_entropy_with_logits(
-        x, s.sigmoid(), w(13, 11), reduction="sum"
-    ),
+    "bce weight": lambda x, t, s: F.binary_cross_entropy_with_logits(x, s.sigmoid(), w(13, 11), reduction="sum"),
     "mse": lambda x, t, s: F.mse_loss(x, s),
     "dice": lambda x, t, s: 1 - 2 * (x.softmax(1) * s).sum((0, 2, 3)) / (x.softmax(1) + s).sum((0, 2, 3)),
 }
@@ -290,9 +288,7 @@ def test_loss_equals_the_plain_call(name):
                 assert a.shape == b.shape and relative(a, b) < 1e-10, layout
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: nn.BatchNorm2d(4), lambda: nn.InstanceNorm2d(4, track_running_stats=True)]
-)
+@pytest.mark.parametrize("make", [lambda: nn.BatchNorm2d(4), lambda: nn.InstanceNorm2d(4, track_running_stats=True)])
 def test_running_statistics_of_raw_numbers(make):
     x = torch.randn(3, 4, 13, 11, dtype=torch.float64) * 7 + 10000
     for layout in LAYOUTS:

@@ -2,7 +2,7 @@ import csv
 
 import pytest
 import torch
-from conftest import CLASSES, make_scene
+from made import CLASSES, make_scene
 
 from rsseglab.errors import UserError
 from rsseglab.training import fit as module

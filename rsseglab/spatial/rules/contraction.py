@@ -54,9 +54,7 @@ def contract(
     for operand, its in zip(operands, labels, strict=True):
         there = {c for c in cut_labels if c in its and operand.shape[list(its).index(c)] == sizes[c]}
         axes = tuple(
-            Axis(list(its).index(own[a.dim]), a.bounds, a.outer, a.inner)
-            for a in lead.axes
-            if own[a.dim] in there
+            Axis(list(its).index(own[a.dim]), a.bounds, a.outer, a.inner) for a in lead.axes if own[a.dim] in there
         )
         locals_.append(_operand(operand, lead, axes, len(there) == len(set(cut_labels)), name))
     tiles = [function(*(local[k] for local in locals_)) for k in range(len(lead.tiles))]
@@ -66,9 +64,7 @@ def contract(
     return reduce_sum(lead.layout, tiles, name)
 
 
-def _leader(
-    operands: Sequence[Any], labels: Sequence[Labels], result: Labels, name: str
-) -> tuple[SceneTensor, Labels]:
+def _leader(operands: Sequence[Any], labels: Sequence[Labels], result: Labels, name: str) -> tuple[SceneTensor, Labels]:
     """The cut operand whose cut the result follows: the largest with a label that stays, else the largest."""
     cut_ones = [(o, its) for o, its in zip(operands, labels, strict=True) if is_cut(o)]
     for one, _ in cut_ones:
@@ -168,14 +164,10 @@ def einsum(equation: str, *operands: Any) -> Any:
     labels = [spelled(t, n) for t, n in zip(terms, ahead, strict=True)]
     if "->" not in equation:
         letters = "".join(terms).replace("...", "")
-        right = ("..." if "..." in left else "") + "".join(
-            sorted(c for c in set(letters) if letters.count(c) == 1)
-        )
+        right = ("..." if "..." in left else "") + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
     if any(len(set(its)) < len(its) for its in labels):
         raise refusal("einsum with a repeated label in one operand", operands)
-    return contract(
-        lambda *local: torch.einsum(equation, *local), operands, labels, spelled(right, widest), "einsum"
-    )
+    return contract(lambda *local: torch.einsum(equation, *local), operands, labels, spelled(right, widest), "einsum")
 
 
 @rule(*named("scaled_dot_product_attention"))
@@ -191,9 +183,7 @@ def attention(
 ) -> Any:
     """Fused attention; queries stay where they are, keys and values are gathered, windows are their own."""
     if dropout_p > 0 or is_causal or enable_gqa:
-        raise refusal(
-            "scaled_dot_product_attention(dropout_p > 0, is_causal or enable_gqa)", (query, key, value)
-        )
+        raise refusal("scaled_dot_product_attention(dropout_p > 0, is_causal or enable_gqa)", (query, key, value))
     if not is_cut(query) and not is_cut(attn_mask):
         return F.scaled_dot_product_attention(query, join(key), join(value), attn_mask, scale=scale)
     batch = query.dim() - 2

@@ -55,9 +55,7 @@ def touched(rows: Interval, out: Interval, kernel: int, stride: int, before: int
     return first, max(first, min(last, out[1]))
 
 
-def _padding(
-    padding: str | int | Sequence[int], kernel: tuple[int, int], dilation: tuple[int, int]
-) -> list[Interval]:
+def _padding(padding: str | int | Sequence[int], kernel: tuple[int, int], dilation: tuple[int, int]) -> list[Interval]:
     """Rows of zeros (before, after) for each dimension."""
     if padding == "valid":
         return [(0, 0), (0, 0)]
@@ -86,17 +84,14 @@ def conv2d(
     pads = _padding(padding, kernel, dilations)
     spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
     sizes = tuple(
-        (length + sum(p) - span) // s + 1
-        for length, p, span, s in zip(x.shape[2:], pads, spans, strides, strict=True)
+        (length + sum(p) - span) // s + 1 for length, p, span, s in zip(x.shape[2:], pads, spans, strides, strict=True)
     )
     geometry = [(k, s, p[0], d) for k, s, p, d in zip(kernel, strides, pads, dilations, strict=True)]
     needs = (conv_needs(*geometry[0]), conv_needs(*geometry[1]))
 
     def compute(window: Tensor, rows: View, cols: View, with_bias: bool = True) -> Tensor:
         want = [view.out[1] - view.out[0] for view in (rows, cols)]
-        zeros = [
-            view.span.before for view in (rows, cols)
-        ]  # the kernel's own padding, if it gives the right rows
+        zeros = [view.span.before for view in (rows, cols)]  # the kernel's own padding, if it gives the right rows
         for n, size, z, span, s in zip(want, window.shape[2:], zeros, spans, strides, strict=True):
             if (size + 2 * z - span) // s + 1 != n or size + 2 * z < span or not size:
                 window, zeros = missing(window, rows, cols), [0, 0]
@@ -184,9 +179,7 @@ def _superposed(
         rows, cols = views(there, out)
         for dim, view, (start, _) in ((2, rows, there[0]), (3, cols, there[1])):
             if view.span.start > start:  # rows that a stride passes over
-                window = window.narrow(
-                    dim, view.span.start - start, window.shape[dim] - view.span.start + start
-                )
+                window = window.narrow(dim, view.span.start - start, window.shape[dim] - view.span.start + start)
         y = compute(window, rows, cols)
         where, shares = [], []
         for rect, strip in zip(frames[tile], halo, strict=True):
@@ -226,8 +219,7 @@ def conv_transpose2d(
     strides, pads, extra, dilations = pair(stride), pair(padding), pair(output_padding), pair(dilation)
     reach = [d * (k - 1) for k, d in zip(weight.shape[2:], dilations, strict=True)]
     sizes = tuple(
-        (n - 1) * s - 2 * p + r + e + 1
-        for n, s, p, r, e in zip(x.shape[2:], strides, pads, reach, extra, strict=True)
+        (n - 1) * s - 2 * p + r + e + 1 for n, s, p, r, e in zip(x.shape[2:], strides, pads, reach, extra, strict=True)
     )
 
     def needs_along(dim: int) -> Needs:
@@ -251,6 +243,4 @@ def conv_transpose2d(
         return y if bias is None else y + bias[:, None, None]
 
     channels = weight.shape[1] * groups
-    return windowed(
-        x, (sizes[0], sizes[1]), channels, (needs_along(0), needs_along(1)), compute, "conv_transpose2d"
-    )
+    return windowed(x, (sizes[0], sizes[1]), channels, (needs_along(0), needs_along(1)), compute, "conv_transpose2d")

@@ -166,9 +166,7 @@ def setitem(x: Any, index: Any, value: Any) -> None:
     kept = [e for e in entries if e is not None]
     crosses = any(kept[a.dim] != slice(None) for a in x.axes) if not _has_tensor(kept) else True
     if crosses:
-        raise refusal(
-            "an in-place write", (x,), why="crosses tiles; build the tensor with torch.where or torch.cat"
-        )
+        raise refusal("an in-place write", (x,), why="crosses tiles; build the tensor with torch.where or torch.cat")
     key = tuple(entries)
     if not isinstance(value, Tensor) or value.dim() == 0:
         values = [value] * len(x.tiles)

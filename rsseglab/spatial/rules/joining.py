@@ -31,9 +31,7 @@ def cat(tensors: Sequence[Any], dim: int = 0) -> SceneTensor:
                 "layouts or meshes; cut all by one layout."
             )
         if t.dim() != lead.dim() or any(t.shape[d] != n for d, n in enumerate(lead.shape) if d != dim):
-            raise SpatialError(
-                f"cat: shapes {[list(o.shape) for o in tensors]} differ outside dimension {dim}."
-            )
+            raise SpatialError(f"cat: shapes {[list(o.shape) for o in tensors]} differ outside dimension {dim}.")
     if any(a.dim == dim for a in lead.axes):
         return _cat_cut(tensors, lead, dim)
     locals_ = [local_to(t, lead, lead.axes, "cat") for t in tensors]

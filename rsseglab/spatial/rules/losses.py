@@ -66,15 +66,12 @@ def _scores(x: Any, name: str) -> SceneTensor:
     return x
 
 
-def _classified(
-    function: Any, x: SceneTensor, target: Tensor, options: dict[str, Any], reduction: str
-) -> Any:
+def _classified(function: Any, x: SceneTensor, target: Tensor, options: dict[str, Any], reduction: str) -> Any:
     soft = target.is_floating_point()
     expected = tuple(x.shape) if soft else (x.shape[0], *x.shape[2:])
     if tuple(target.shape) != expected:
         raise SpatialError(
-            f"{function.__name__}: scores {list(x.shape)} need a target {list(expected)}, "
-            f"got {list(target.shape)}."
+            f"{function.__name__}: scores {list(x.shape)} need a target {list(expected)}, got {list(target.shape)}."
         )
     axes = x.axes if soft else moved(x.axes, {d: max(d - 1, 0) for d in range(x.dim())})
     targets = local_to(target, x, axes, function.__name__)

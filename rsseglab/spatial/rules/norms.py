@@ -129,9 +129,7 @@ class _BatchNorm(torch.autograd.Function):
         return (None,) * 6 + (grad_weight, grad_bias, *dx)
 
 
-def _eval_norm(
-    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Tensor:
+def _eval_norm(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     if not x.numel():
         return torch.zeros_like(x)
     y: Tensor = torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
@@ -163,15 +161,11 @@ def batch_norm(
     if any(a.dim == 1 for a in input.axes):
         raise refusal("batch_norm", (input,), why="normalises channels, and here they are cut")
     if not training:
-        return input.map(
-            lambda t: F.batch_norm(t, running_mean, running_var, weight, bias, False, momentum, eps)
-        )
+        return input.map(lambda t: F.batch_norm(t, running_mean, running_var, weight, bias, False, momentum, eps))
     layout = input.layout
     mesh = layout.norm_mesh or layout.mesh
     if layout.parts == 1 and mesh is None:
-        return input.map(
-            lambda t: F.batch_norm(t, running_mean, running_var, weight, bias, True, momentum, eps)
-        )
+        return input.map(lambda t: F.batch_norm(t, running_mean, running_var, weight, bias, True, momentum, eps))
     dims = tuple(d for d in range(input.dim()) if d != 1)
     if input.numel() == input.shape[1]:
         raise SpatialError(

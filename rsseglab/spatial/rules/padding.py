@@ -39,9 +39,7 @@ def pad(input: SceneTensor, pad: Sequence[int], mode: str = "constant", value: f
             at = at.clamp(0, n - 1)
         else:
             if max(before, after) >= n:
-                raise refusal(
-                    "pad(mode='reflect')", (x,), why=f"can't reflect {max(before, after)} of {n} rows"
-                )
+                raise refusal("pad(mode='reflect')", (x,), why=f"can't reflect {max(before, after)} of {n} rows")
             at = (n - 1) - ((n - 1) - at.abs()).abs()
         taps.append((at[:, None], torch.ones(len(at), 1, dtype=torch.float64)))
     return tapped(x, (taps[0], taps[1]), f"pad({mode})")
@@ -79,9 +77,7 @@ def _uncrossed(x: SceneTensor, pads: dict[int, tuple[int, int]]) -> SceneTensor:
     """A merged dimension can't be padded along a cut inside it."""
     for axis in x.axes:
         if axis.dim in pads and any(pads[axis.dim]) and not axis.simple:
-            raise refusal(
-                "pad", (x,), why=f"can't pad dimension {axis.dim}, in which the cut is merged with others"
-            )
+            raise refusal("pad", (x,), why=f"can't pad dimension {axis.dim}, in which the cut is merged with others")
     return x
 
 

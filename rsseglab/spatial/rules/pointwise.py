@@ -91,9 +91,7 @@ def aligned(
     return lead, axes, shape, [_local(o, lead, axes, shape, name) for o in operands]
 
 
-def _local(
-    operand: Any, lead: SceneTensor, axes: Axes, shape: Sequence[int], name: str
-) -> Callable[[int], Any]:
+def _local(operand: Any, lead: SceneTensor, axes: Axes, shape: Sequence[int], name: str) -> Callable[[int], Any]:
     """What ``operand`` contributes to each tile of a result of ``shape`` cut at ``axes``."""
     if not isinstance(operand, Tensor) or (not is_cut(operand) and operand.dim() == 0):
         return lambda k: operand

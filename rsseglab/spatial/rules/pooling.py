@@ -37,9 +37,7 @@ def _geometry(
 ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int], tuple[Needs, Needs]]:
     kernel, pads, dilations = pair(kernel_size), pair(padding), pair(dilation)
     strides = kernel if stride is None or stride == [] else pair(stride)
-    sizes = [
-        pooled_length(x.shape[d + 2], kernel[d], strides[d], pads[d], dilations[d], ceil_mode) for d in (0, 1)
-    ]
+    sizes = [pooled_length(x.shape[d + 2], kernel[d], strides[d], pads[d], dilations[d], ceil_mode) for d in (0, 1)]
     needs = [conv_needs(kernel[d], strides[d], pads[d], dilations[d]) for d in (0, 1)]
     return kernel, strides, dilations, (sizes[0], sizes[1]), (needs[0], needs[1])
 
@@ -65,9 +63,7 @@ def max_pool2d(
         zeros = (rows.span.before, cols.span.before)
         fits = all(
             n and 2 * z <= k and (n + 2 * z - d * (k - 1) - 1) // s + 1 == w
-            for n, z, k, d, s, w in zip(
-                window.shape[2:], zeros, kernel, dilations, strides, want, strict=True
-            )
+            for n, z, k, d, s, w in zip(window.shape[2:], zeros, kernel, dilations, strides, want, strict=True)
         )
         if not fits:
             window, zeros = missing(window, rows, cols, float("-inf")), (0, 0)
@@ -169,9 +165,7 @@ def adaptive_max_pool2d(input: SceneTensor, output_size: Any, return_indices: bo
             return bin_.new_full(bin_.shape[:2], float("-inf")) + bin_.sum((2, 3))
         return bin_.flatten(2).max(2).values
 
-    tops = gather(
-        x.layout, [_over_bins(x, bins, k, largest) for k in range(len(x.tiles))], "adaptive_max_pool2d"
-    )
+    tops = gather(x.layout, [_over_bins(x, bins, k, largest) for k in range(len(x.tiles))], "adaptive_max_pool2d")
     return tops.max(0).values
 
 

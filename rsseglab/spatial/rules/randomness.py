@@ -70,9 +70,7 @@ def dropout(input: SceneTensor, p: float = 0.5, training: bool = True, inplace: 
 
 
 @rule(*named("dropout1d", "dropout2d", "dropout3d", "feature_dropout"))
-def feature_dropout(
-    input: SceneTensor, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> SceneTensor:
+def feature_dropout(input: SceneTensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> SceneTensor:
     """Drop whole channels: one coin for each (sample, channel)."""
     if not training or p == 0:
         return input

@@ -126,9 +126,7 @@ def norm(x: SceneTensor, p: Any = 2, dim: Dims = None, keepdim: bool = False, **
     p = 2.0 if p in (None, "fro") else float(p)
     dims = _dims(x, dim)
     if all(a.dim not in dims for a in x.axes):
-        return reduced(
-            x, dim, keepdim, lambda t, d: torch.linalg.vector_norm(t, p, d, True), lambda s: s[0], "norm"
-        )
+        return reduced(x, dim, keepdim, lambda t, d: torch.linalg.vector_norm(t, p, d, True), lambda s: s[0], "norm")
     if p == float("inf"):
         return amax(elementwise(torch.abs)(x), dim, keepdim)
     if p <= 0:
@@ -179,9 +177,7 @@ def _with_index(x: SceneTensor, k: int, dim: int, largest: bool, keepdim: bool, 
     hit = [a for a in x.axes if a.dim == dim]
     if hit and len(hit) < len(x.axes):
         other = next(a for a in x.axes if a.dim != dim)
-        x = relaid(
-            x, (Axis(other.dim, bounds(other.length, x.layout.parts), other.outer, other.inner),), name
-        )
+        x = relaid(x, (Axis(other.dim, bounds(other.length, x.layout.parts), other.outer, other.inner),), name)
         hit = []
     if not hit:
         both = [t.topk(k, dim, largest) for t in x.tiles]

@@ -145,9 +145,7 @@ def interpolate(
         sizes = (int(x.shape[2] * given[0]), int(x.shape[3] * given[1]))
         if not recompute_scale_factor:
             scales = (float(given[0]), float(given[1]))
-    whole = all(
-        out % n == 0 and s in (None, out / n) for n, out, s in zip(x.shape[2:], sizes, scales, strict=True)
-    )
+    whole = all(out % n == 0 and s in (None, out / n) for n, out, s in zip(x.shape[2:], sizes, scales, strict=True))
     if mode.startswith("nearest") and whole:
         return _repeated(x, sizes, mode)
     if mode == "area":
@@ -174,9 +172,7 @@ def _repeated(x: SceneTensor, sizes: tuple[int, int], mode: str) -> SceneTensor:
                 y = y.narrow(dim, view.out[0] - view.span.start * f, view.out[1] - view.out[0])
         return y
 
-    return windowed(
-        x, sizes, x.shape[1], (needs_along(factor[0]), needs_along(factor[1])), compute, "interpolate"
-    )
+    return windowed(x, sizes, x.shape[1], (needs_along(factor[0]), needs_along(factor[1])), compute, "interpolate")
 
 
 @rule(*named("pixel_shuffle"))

@@ -21,9 +21,7 @@ from rsseglab.spatial.tensor import SceneTensor, getter, join, named, refusal, r
 
 def _sizes(given: Sequence[Any]) -> tuple[int, ...]:
     """Sizes given one by one or as a sequence."""
-    return tuple(
-        int(n) for n in (given[0] if len(given) == 1 and isinstance(given[0], list | tuple) else given)
-    )
+    return tuple(int(n) for n in (given[0] if len(given) == 1 and isinstance(given[0], list | tuple) else given))
 
 
 @rule(*named("view", "reshape"))
@@ -37,9 +35,7 @@ def view(x: SceneTensor, *sizes: Any, **kwargs: Any) -> Any:
     if -1 in shape:
         shape = tuple(x.numel() // max(known, 1) if n == -1 else n for n in shape)
     if prod(shape) != x.numel():
-        raise SpatialError(
-            f"view: {list(x.shape)} can't be read as {list(shape)}; the numbers of elements differ."
-        )
+        raise SpatialError(f"view: {list(x.shape)} can't be read as {list(shape)}; the numbers of elements differ.")
     try:
         axes, units = viewed(tuple(x.shape), x.axes, shape)
     except SpatialError:
@@ -110,9 +106,7 @@ def permute(x: SceneTensor, *dims: Any, **kwargs: Any) -> SceneTensor:
     """Rename dimensions."""
     order = [d % x.dim() for d in _sizes(dims or tuple(kwargs.values()))]
     shape = [x.shape[d] for d in order]
-    return x.like(
-        [t.permute(order) for t in x.tiles], shape, moved(x.axes, {d: k for k, d in enumerate(order)})
-    )
+    return x.like([t.permute(order) for t in x.tiles], shape, moved(x.axes, {d: k for k, d in enumerate(order)}))
 
 
 @rule(*named("transpose", "swapaxes", "swapdims"))
@@ -126,9 +120,7 @@ def transpose(x: SceneTensor, dim0: int, dim1: int) -> SceneTensor:
 @rule(*named("movedim", "moveaxis"))
 def movedim(x: SceneTensor, source: Any, destination: Any) -> SceneTensor:
     """Move dimensions."""
-    sources, targets = (
-        [d % x.dim() for d in ((v,) if isinstance(v, int) else v)] for v in (source, destination)
-    )
+    sources, targets = ([d % x.dim() for d in ((v,) if isinstance(v, int) else v)] for v in (source, destination))
     order = [d for d in range(x.dim()) if d not in sources]
     for target, dim in sorted(zip(targets, sources, strict=True)):
         order.insert(target, dim)
@@ -170,9 +162,7 @@ def repeat(x: SceneTensor, *sizes: Any) -> SceneTensor:
     if any(times[a.dim + ahead] != 1 for a in x.axes):
         raise refusal("repeat", (x,), why="would repeat a cut dimension")
     shape = [t * n for t, n in zip(times, [1] * ahead + list(x.shape), strict=True)]
-    return x.like(
-        [t.repeat(times) for t in x.tiles], shape, moved(x.axes, {d: d + ahead for d in range(x.dim())})
-    )
+    return x.like([t.repeat(times) for t in x.tiles], shape, moved(x.axes, {d: d + ahead for d in range(x.dim())}))
 
 
 @rule(*named("roll"))
@@ -184,10 +174,7 @@ def roll(x: SceneTensor, shifts: int | Sequence[int], dims: int | Sequence[int] 
     for shift, dim in pairs:
         dim = dim % x.dim()  # type: ignore[operator]
         axis = next((k for k, a in enumerate(x.axes) if a.dim == dim), None)
-        if axis is None:
-            x = x.map(lambda t, s=shift, d=dim: torch.roll(t, s, d))  # type: ignore[misc]
-        else:
-            x = _roll_cut(x, shift, axis)
+        x = x.map(lambda t, s=shift, d=dim: torch.roll(t, s, d)) if axis is None else _roll_cut(x, shift, axis)
     return x
 
 

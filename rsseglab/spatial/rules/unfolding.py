@@ -34,9 +34,7 @@ def unfold(input: Any, kernel_size: Pair, *args: Any, **kwargs: Any) -> Any:
     return _unfold(input, kernel_size, *args, **kwargs)
 
 
-def _unfold(
-    x: SceneTensor, kernel_size: Pair, dilation: Pair = 1, padding: Pair = 0, stride: Pair = 1
-) -> SceneTensor:
+def _unfold(x: SceneTensor, kernel_size: Pair, dilation: Pair = 1, padding: Pair = 0, stride: Pair = 1) -> SceneTensor:
     kernel, channels = pair(kernel_size), x.shape[1]
     y = conv2d(x, _taps(channels, kernel, x.tiles[0]), None, stride, padding, dilation, channels)
     columns: SceneTensor = flatten(y, 2)
