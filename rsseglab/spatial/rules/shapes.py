@@ -174,7 +174,10 @@ def roll(x: SceneTensor, shifts: int | Sequence[int], dims: int | Sequence[int] 
     for shift, dim in pairs:
         dim = dim % x.dim()  # type: ignore[operator]
         axis = next((k for k, a in enumerate(x.axes) if a.dim == dim), None)
-        x = x.map(lambda t, s=shift, d=dim: torch.roll(t, s, d)) if axis is None else _roll_cut(x, shift, axis)
+        if axis is None:  # noqa: SIM108 - mypy cannot type the lambda in a conditional expression
+            x = x.map(lambda t, s=shift, d=dim: torch.roll(t, s, d))  # type: ignore[misc]
+        else:
+            x = _roll_cut(x, shift, axis)
     return x
 
 
