@@ -97,9 +97,8 @@ def crop_and_merge(
                 outputs = _forward(network, strip, batch, side, done)
                 if logits is None:
                     logits = outputs.new_zeros(outputs.shape[1], side, padded)
-                outputs *= weights
                 for col, output in zip(batch, outputs, strict=True):
-                    logits[:, :, col : col + side] += output
+                    logits[:, :, col : col + side].addcmul_(output, weights)
                 bar.update(len(batch))
             total += norm
             assert logits is not None
