@@ -29,7 +29,7 @@ lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --strict -p rsseglab.scenes
+	$(BIN)/mypy --strict -p rsseglab.scenes -p rsseglab.spatial
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

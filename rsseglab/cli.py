@@ -1,4 +1,4 @@
-"""The command line: ``rsseglab data | train | predict | evaluate | quickstart``.
+"""The command line: ``rsseglab quickstart | data | train | predict | evaluate | scale``.
 
 Nothing heavy is imported before a command is known, so that ``rsseglab --help`` answers at once. Every error that a
 user can mend is a `UserError`: one line on standard error and exit code 2; Ctrl-C is exit code 130.
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    args = _parser().parse_args(arguments)
+    parser = _parser()
+    args, rest = parser.parse_known_args(arguments)
+    if args.run is _scale:
+        args.options = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         args.run(args)
     except UserError as error:
@@ -46,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rsseglab {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_quickstart, _add_data, _add_train, _add_predict, _add_evaluate):
+    for add in (_add_quickstart, _add_data, _add_train, _add_predict, _add_evaluate, _add_scale):
         add(commands)
     return parser
 
@@ -256,13 +261,9 @@ RASTERS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".npy", ".vrt")
 
 
 def _rasters(folder: Path) -> list[Path]:
-    files = sorted(
-        p
-        for p in folder.iterdir()
-        if p.suffix.lower() in (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".npy", ".vrt")
-    )
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in RASTERS)
     if not files:
-        raise UserError(f"no raster in {folder} (.tif, .png, .jpg, .jp2, .npy, .vrt); name the files.")
+        raise UserError(f"no raster in {folder} ({', '.join(RASTERS)}); name the files.")
     return files
 
 
@@ -332,6 +333,22 @@ def _legend(prediction: Path) -> "tuple[list[LabelClass], list[int]]":
         raise UserError(f"{prediction} does not name its classes; give a raster of 'rsseglab predict', or --data NAME.")
     classes = [LabelClass(name, value, color) for value, (name, color) in legend.items()]
     return classes, [] if nodata is None else [nodata]
+
+
+def _add_scale(commands: "_Commands") -> None:
+    about = "measure how the spatial engine scales over ranks, on this machine"
+    # Its options are its own (it runs where torch is alone), --help included.
+    commands.add_parser("scale", help=about, add_help=False).set_defaults(run=_scale)
+
+
+def _scale(args: argparse.Namespace) -> None:
+    from rsseglab.spatial.errors import SpatialError
+    from rsseglab.spatial.scale import scale
+
+    try:
+        scale(args.options)
+    except SpatialError as error:
+        raise UserError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -12,11 +12,12 @@ weight's gradient, and the mean of the shares (``sync_gradients``) is the gradie
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -32,15 +33,60 @@ Requests = tuple[tuple[Rect, ...], ...]  # for each tile, the rectangles that it
 
 
 class Traffic:
-    """Counts what this rank has sent: ``rsseglab.spatial.scale`` sets it beside the model's number."""
+    """What tiles send each other, by operation: counted where a rank sends it, reckoned where all tiles live here.
 
-    bytes_sent = 0
-    messages = 0
+    So a run in one process, on ``meta`` tensors even, tells what the same layout sends over ranks.
+    ``rsseglab.spatial.scale`` sets one beside the other.
+
+    Attributes:
+        sent: bytes by (operation, tile); a sum over P tiles of n bytes costs each 2 (P - 1) / P n, as in a ring.
+        messages: point-to-point messages by tile.
+        sums: sums and agreements over all tiles, a collective each.
+    """
+
+    sent: ClassVar[Counter[tuple[str, int]]] = Counter()
+    messages: ClassVar[Counter[int]] = Counter()
+    sums: ClassVar[int] = 0
 
     @classmethod
     def reset(cls) -> None:
         """Start counting from zero."""
-        cls.bytes_sent = cls.messages = 0
+        cls.sent.clear()
+        cls.messages.clear()
+        cls.sums = 0
+
+    @classmethod
+    def most(cls) -> tuple[int, int, int]:
+        """Bytes and messages of the tile that sends most of them, and the number of sums."""
+        by_tile: Counter[int] = Counter()
+        for (_, tile), sent in cls.sent.items():
+            by_tile[tile] += sent
+        return max(by_tile.values(), default=0), max(cls.messages.values(), default=0), cls.sums
+
+    @classmethod
+    def pieces(cls, pieces: tuple[Piece, ...], like: Tensor, dims: Sequence[int], name: str) -> None:
+        """Count what tiles of one process copy, and ranks would send, of tensors such as ``like``."""
+        beside = prod(n for d, n in enumerate(like.shape) if d not in dims) * like.element_size()
+        between = [p for p in pieces if p.src != p.dst]
+        for p in between:
+            cls.sent[name, p.src] += prod(b - a for a, b in p.from_src) * beside
+        cls.messages.update(src for src, _ in {(p.src, p.dst) for p in between})
+
+    @classmethod
+    def join(cls, tiles: Sequence[Tensor], backward: bool = False) -> None:
+        """Count each tile sent to all others; backward, to each its gradient from all others."""
+        sizes = [t.numel() * t.element_size() for t in tiles]
+        for tile, size in enumerate(sizes):
+            sent = sum(sizes) - size if backward else (len(tiles) - 1) * size
+            cls.sent["backward of join" if backward else "join", tile] += sent
+            cls.messages[tile] += len(tiles) - 1
+
+    @classmethod
+    def sum(cls, layout: Layout, x: Tensor, parts: int, name: str) -> None:
+        """Count a sum over all tiles."""
+        for tile in layout.held:
+            cls.sent[name, tile] += 2 * (parts - 1) * x.numel() * x.element_size() // parts
+        cls.sums += 1
 
 
 @dataclass(frozen=True)
@@ -104,8 +150,8 @@ def _transport(layout: Layout, sends: dict[int, list[Tensor]], receives: dict[in
         rank = dist.get_global_rank(group, peer)
         if peer in sends:
             packed = torch.cat([t.reshape(-1) for t in sends[peer]])
-            Traffic.bytes_sent += packed.numel() * packed.element_size()
-            Traffic.messages += 1
+            Traffic.sent[name, layout.rank] += packed.numel() * packed.element_size()
+            Traffic.messages[layout.rank] += 1
             operations.append(dist.P2POp(dist.isend, packed, rank, group))
         if peer in receives:
             first = receives[peer][0]
@@ -169,6 +215,8 @@ class _Fetch(torch.autograd.Function):
                 receives.setdefault(p.src, []).append(_at(rects[p.dst, p.number], dims, p.into_dst))
         if layout.mesh is not None:
             _transport(layout, sends, receives, name)
+        elif layout.parts > 1:
+            Traffic.pieces(pieces, tiles[0], dims, name)
         aliases = [t.view_as(t) for t in tiles] if own else []
         return (*aliases, *rects.values())
 
@@ -213,8 +261,12 @@ class _Fetch(torch.autograd.Function):
                 buffer = like.new_empty(shape)
                 receives.setdefault(p.dst, []).append(buffer)
                 arriving.append((p, buffer))
+        name = f"backward of {ctx.name}"
         if layout.mesh is not None:
-            _transport(layout, sends, receives, f"backward of {ctx.name}")
+            _transport(layout, sends, receives, name)
+        elif layout.parts > 1:
+            turned = tuple(replace(p, src=p.dst, dst=p.src) for p in ctx.pieces)
+            Traffic.pieces(turned, like, dims, name)
         for p, buffer in arriving:
             add(p.src, p.from_src, buffer)
         for tile, (shape, _) in shapes.items():
@@ -271,10 +323,11 @@ class _AllReduce(torch.autograd.Function):
 
 def all_reduce_(x: Tensor, layout: Layout, name: str, mesh: Any = None) -> Tensor:
     """Sum ``x`` over ranks in place; nothing to do in one process. Not differentiable."""
+    parts = layout.parts if mesh is None else mesh.size()
+    if parts > 1:
+        Traffic.sum(layout, x, parts, name)
     if layout.mesh is None and mesh is None:
         return x
-    Traffic.bytes_sent += 2 * x.numel() * x.element_size()  # ring: twice (P - 1) / P of it
-    Traffic.messages += 1
     with _named(layout, name):
         dist.all_reduce(x, group=layout.group if mesh is None else mesh.get_group())
     return x
@@ -285,7 +338,7 @@ def reduce_sum(layout: Layout, partials: Sequence[Tensor], name: str) -> Tensor:
     total = partials[0]
     for partial in partials[1:]:
         total = total + partial
-    if layout.mesh is None:
+    if layout.parts == 1 and layout.mesh is None:
         return total
     reduced: Tensor = _AllReduce.apply(total, layout, name)
     return reduced

@@ -1,29 +1,35 @@
-"""Measure how the engine scales: ``python -m rsseglab.spatial.scale --ranks 1,2 --device cpu``.
+"""Measure how the engine scales: ``rsseglab scale``, or ``python -m rsseglab.spatial.scale`` where torch is alone.
 
 For each number of ranks P: seconds and Mpx/s of forward and of forward + backward, peak memory a rank above
 what stands after the model is built, and bytes sent (counted). *Strong*: one scene for all P. *Weak*: a
 scene whose rows grow with P. Beside the measurement stands a model,
 
-    t(P) = t_1 / P + messages * alpha + bytes / beta
+    t(P) = t_1 w(P) + messages alpha + sums gamma + bytes / beta
 
-with t_1 measured, messages and bytes counted by the exchange (that is, derived from the layout), and alpha
-and beta from a ping-pong of the same back end. Writes a record (JSON), a CSV and, where matplotlib is
-installed, a plot. Launches its own ranks; on a machine of many nodes start it under ``torchrun`` instead,
-and it takes the ranks that are there. Needs torch alone.
+with t_1 the seconds of one rank on one scene and w(P) the work of the largest tile as a share of it; messages,
+sums and bytes reckoned from the layout by a run on ``meta`` tensors in one process (``reckon``); alpha, beta and
+gamma from a ping-pong and a small sum on the same back end. A fit of t(P) = c w(P) + d (P > 1) tells what was
+met: c, seconds for one scene, and d, seconds that no rank takes off another.
+
+Writes a record (JSON), a CSV and, where matplotlib is installed, a plot. Launches its own ranks; on a machine of
+many nodes start it under ``torchrun`` instead, and it takes the ranks that are there.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import json
 import os
 import platform
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -31,9 +37,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.multiprocessing.spawn import spawn
 
 from rsseglab.spatial import Layout, SpatialError, cut, from_tile, sync_gradients
 from rsseglab.spatial.exchange import Traffic
@@ -109,45 +115,85 @@ def seconds_of(step: Callable[[], Any], device: torch.device, repeats: int) -> f
 
 
 def peak_mib(device: torch.device) -> float:
-    """The largest memory that this process (or its device) has held so far, MiB."""
+    """The most memory that this process (or its device) has held since ``standing_mib``, MiB."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device)) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if platform.system() == "Darwin" else 2**10)
+    if STATUS.exists():
+        return _status("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if platform.system() == "Darwin" else 2**10)
 
 
-def resident_mib(device: torch.device) -> float:
-    """What stands now: the floor from which the peak is counted, MiB."""
+def standing_mib(device: torch.device) -> float:
+    """What stands now, MiB; from here on the peak is counted anew, where the system can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device) / 2**20
-    return peak_mib(device)
+    if not STATUS.exists():
+        return peak_mib(device)
+    with suppress(OSError):  # some containers forbid it; the peak so far is then the floor
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmHWM")
 
 
-def ping_pong(layout: Layout, device: torch.device) -> tuple[float, float]:
-    """Latency (s) and bandwidth (bytes/s) between the first two ranks, by halves of a round trip."""
+STATUS = Path("/proc/self/status")
 
-    def half_trip(numbers: int) -> float:
-        buffer = torch.zeros(numbers, device=device)
+
+def _status(name: str) -> float:
+    return int(STATUS.read_text().split(f"{name}:")[1].split()[0]) / 2**10
+
+
+def link(layout: Layout, device: torch.device) -> dict[str, float]:
+    """Latency (s) and bandwidth (bytes/s) of a message, from halves of a round trip, and latency of a sum (s)."""
+
+    def least(action: Callable[[], Any]) -> float:
         taken: list[float] = []
-        for _ in range(8):
+        for _ in range(10):
             dist.barrier(layout.group)
             begin = time.perf_counter()
-            if layout.rank == 0:
-                dist.send(buffer, 1)
-                dist.recv(buffer, 1)
-            elif layout.rank == 1:
-                dist.recv(buffer, 0)
-                dist.send(buffer, 0)
+            action()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            taken.append((time.perf_counter() - begin) / 2)
-        mine = torch.tensor(min(taken[2:]), device=device)
-        dist.broadcast(mine, 0)
-        return float(mine)
+            taken.append(time.perf_counter() - begin)
+        slowest = torch.tensor(statistics.median(taken[2:]), device=device)
+        dist.all_reduce(slowest, dist.ReduceOp.MAX, group=layout.group)
+        return float(slowest)
 
-    small, large, numbers = half_trip(1), half_trip(2**20), 2**20
-    return small, 4 * numbers / max(large - small, 1e-9)
+    def round_trip(buffer: Tensor) -> None:
+        if layout.rank == 0:
+            dist.send(buffer, 1)
+            dist.recv(buffer, 1)
+        elif layout.rank == 1:
+            dist.recv(buffer, 0)
+            dist.send(buffer, 0)
+
+    small, large = torch.zeros(1, device=device), torch.zeros(2**20, device=device)
+    latency = least(lambda: round_trip(small)) / 2
+    seconds = least(lambda: round_trip(large)) / 2 - latency
+    return {
+        "latency_s": latency,
+        "bandwidth_bytes_per_s": large.numel() * large.element_size() / max(seconds, 1e-9),
+        "sum_latency_s": least(lambda: dist.all_reduce(small, group=layout.group)),
+    }
+
+
+def reckon(model: nn.Module, layout: Layout, height: int, width: int, backward: bool) -> tuple[int, int, int]:
+    """Bytes and messages of the tile that sends most, and the number of sums: from the layout alone.
+
+    The same model runs on ``meta`` tensors, which have shapes and no values, in one process; the exchange
+    says what it would have sent.
+    """
+    model = copy.deepcopy(model).to("meta").train(backward)
+    tiles = Layout(layout.rows, layout.cols)
+    Traffic.reset()
+    with torch.set_grad_enabled(backward):
+        y = model(cut(torch.empty(1, 3, height, width, device="meta"), tiles))
+        if backward:
+            y.mean().backward()
+    sent, messages, sums = Traffic.most()
+    if backward and layout.parts > 1:  # sync_gradients: one sum of all parameters' gradients
+        parameters = sum(p.numel() * p.element_size() for p in model.parameters())
+        sent, sums = sent + 2 * (layout.parts - 1) * parameters // layout.parts, sums + 1
+    return sent, messages, sums
 
 
 def measure(options: argparse.Namespace, layout: Layout, height: int, kind: str) -> Row:
@@ -156,16 +202,18 @@ def measure(options: argparse.Namespace, layout: Layout, height: int, kind: str)
     torch.manual_seed(0)
     form = torch.channels_last
     model = UNet(width=options.width).to(device).to(memory_format=form)
-    floor = resident_mib(device)
-    width, scene = options.size, None
-    if layout.mesh is None:
-        whole = torch.randn(1, 3, height, width, device=device).to(memory_format=form)
-        tiles = Layout(options.tiles)
-        scene = cut(whole, tiles) if options.tiles > 1 else whole
-    else:
-        _, _, rows, cols = layout.windows(height, width)[layout.rank]
-        tile = torch.randn(1, 3, rows, cols, device=device).to(memory_format=form)
+    width, (_, _, rows, cols) = options.size, layout.windows(height, options.size)[layout.rank]
+    reckoned = {
+        "forward": reckon(model, layout, height, width, False),
+        "forward_backward": reckon(model, layout, height, width, True),
+    }
+    floor = standing_mib(device)
+    tile = torch.randn(1, 3, rows, cols, device=device).to(memory_format=form)
+    scene = tile
+    if layout.mesh is not None:
         scene = from_tile(tile, layout, height, width)
+    elif options.tiles > 1:
+        scene = cut(tile, Layout(options.tiles))
 
     def forward() -> None:
         with torch.inference_mode():
@@ -176,29 +224,29 @@ def measure(options: argparse.Namespace, layout: Layout, height: int, kind: str)
         sync_gradients(model, layout)
         model.zero_grad()
 
-    row: Row = {"kind": kind, "ranks": layout.parts, "height_px": height, "width_px": width}
+    share = max(h * w for _, _, h, w in layout.windows(height, width)) / options.size**2
+    row: Row = {"kind": kind, "ranks": layout.parts, "height_px": height, "width_px": width, "work_share": share}
     for name, step in (("forward", forward), ("forward_backward", both)):
         seconds = seconds_of(step, device, options.repeats)
         Traffic.reset()
         step()
-        numbers = torch.tensor(
-            [seconds, Traffic.bytes_sent, Traffic.messages, peak_mib(device) - floor],
-            dtype=torch.float64,
-            device=device,
-        )
+        sent, messages, sums = Traffic.most()
+        most = torch.tensor([seconds, sent, messages, peak_mib(device) - floor], dtype=torch.float64, device=device)
         if layout.mesh is not None:
-            dist.all_reduce(numbers, dist.ReduceOp.MAX, group=layout.group)
-        seconds, sent, messages, memory = numbers.tolist()
+            dist.all_reduce(most, dist.ReduceOp.MAX, group=layout.group)
+        seconds, sent, messages, memory = most.tolist()
         row |= {
             f"{name}_seconds": seconds,
             f"{name}_mpx_per_s": height * width / 1e6 / seconds,
-            f"{name}_bytes_sent_a_rank": int(sent),
-            f"{name}_messages_a_rank": int(messages),
+            f"{name}_bytes_sent_a_rank": int(sent) if layout.mesh is not None else 0,
+            f"{name}_messages_a_rank": int(messages) if layout.mesh is not None else 0,
+            f"{name}_sums": sums if layout.mesh is not None else 0,
+            f"{name}_reckoned_bytes_a_rank": reckoned[name][0],
+            f"{name}_reckoned_messages_a_rank": reckoned[name][1],
+            f"{name}_reckoned_sums": reckoned[name][2],
             f"{name}_peak_mib_a_rank": memory,
         }
-    if layout.parts > 1:
-        row["latency_s"], row["bandwidth_bytes_per_s"] = ping_pong(layout, device)
-    return row
+    return row | (link(layout, device) if layout.parts > 1 else {})
 
 
 def _device(options: argparse.Namespace, rank: int) -> torch.device:
@@ -234,30 +282,49 @@ def _measure_kind(ranks: int, kind: str, options: argparse.Namespace) -> Row:
 # ------------------------------------------------------------------------------------------- all of them
 
 
+NAMES = ("forward", "forward_backward")
+
+
 def with_model(rows: list[Row]) -> list[Row]:
-    """Add speed-up, efficiency and the model's seconds to measured rows (the least P is the base)."""
+    """Add speed-up, efficiency, the model's and the fit's seconds to measured rows (the least P is the base)."""
     for kind in {row["kind"] for row in rows}:
         group = sorted((r for r in rows if r["kind"] == kind), key=lambda r: int(r["ranks"]))
         base = group[0]
-        for row in group:
-            grown = row["ranks"] / base["ranks"]
-            for name in ("forward", "forward_backward"):
-                t, t_base = row[f"{name}_seconds"], base[f"{name}_seconds"]
+        for name in NAMES:
+            one_scene = base[f"{name}_seconds"] / base["work_share"]
+            fitted = fit([r["work_share"] for r in group], [r["ranks"] > 1 for r in group],
+                         [r[f"{name}_seconds"] for r in group])  # fmt: skip
+            for row in group:
                 speed = row[f"{name}_mpx_per_s"] / base[f"{name}_mpx_per_s"]
-                row[f"{name}_speedup"], row[f"{name}_efficiency"] = speed, speed / grown
-                compute = t_base / grown if kind == "strong" else t_base
-                wait = row.get("latency_s", 0.0) * row[f"{name}_messages_a_rank"]
-                wait += row[f"{name}_bytes_sent_a_rank"] / row.get("bandwidth_bytes_per_s", 1.0)
-                row[f"{name}_model_seconds"] = compute + (wait if row["ranks"] > 1 else 0.0)
-                assert t > 0
+                row[f"{name}_speedup"] = speed
+                row[f"{name}_efficiency"] = speed * base["ranks"] / row["ranks"]
+                exchange = 0.0
+                if row["ranks"] > 1:
+                    exchange += row[f"{name}_reckoned_messages_a_rank"] * row["latency_s"]
+                    exchange += row[f"{name}_reckoned_sums"] * row["sum_latency_s"]
+                    exchange += row[f"{name}_reckoned_bytes_a_rank"] / row["bandwidth_bytes_per_s"]
+                row[f"{name}_model_seconds"] = one_scene * row["work_share"] + exchange
+                row[f"{name}_fit_seconds"] = fitted[0] * row["work_share"] + fitted[1] * (row["ranks"] > 1)
     return sorted(rows, key=lambda r: (str(r["kind"]), int(r["ranks"])))
+
+
+def fit(shares: list[float], many: list[bool], seconds: list[float]) -> tuple[float, float]:
+    """Least squares of seconds = c share + d (many ranks), c and d not below zero."""
+    if len(seconds) == 1:
+        return seconds[0] / shares[0], 0.0
+    terms = torch.tensor([shares, [float(m) for m in many]], dtype=torch.float64).T
+    right = torch.tensor(seconds, dtype=torch.float64)
+    c, d = torch.linalg.lstsq(terms, right[:, None], driver="gelsd").solution[:, 0].tolist()
+    if d < 0:
+        c, d = float(terms[:, 0] @ right / terms[:, 0].square().sum()), 0.0
+    return c, d
 
 
 def write(rows: list[Row], options: argparse.Namespace, folder: Path) -> list[Path]:
     """Write record, CSV and plot; returns what was written."""
     folder.mkdir(parents=True, exist_ok=True)
     record = {
-        "command": "python -m rsseglab.spatial.scale",
+        "command": "rsseglab scale",
         "options": {k: v for k, v in vars(options).items() if k != "out"},
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -279,20 +346,33 @@ def write(rows: list[Row], options: argparse.Namespace, folder: Path) -> list[Pa
     return paths
 
 
+COLOURS = {"strong": "#0072B2", "weak": "#D55E00"}  # Okabe and Ito's, told apart by all
+
+
 def _plot(rows: list[Row], path: Path) -> Path:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    grid = figure.subplots(2, 2, sharex=True)
     kinds = sorted({str(r["kind"]) for r in rows})
-    for axes, name in zip(figure.subplots(1, 2), ("forward", "forward_backward"), strict=True):
-        for colour, kind in zip(("C0", "C1"), kinds, strict=False):
+    ranks = sorted({int(r["ranks"]) for r in rows})
+    for (above, below), name in zip(grid.T, NAMES, strict=True):
+        for kind in kinds:
             group = [r for r in rows if r["kind"] == kind]
-            ranks = [r["ranks"] for r in group]
-            axes.plot(ranks, [r[f"{name}_seconds"] for r in group], "o-", color=colour, label=f"{kind}, measured")
-            axes.plot(ranks, [r[f"{name}_model_seconds"] for r in group], ":", color=colour, label=f"{kind}, model")
-        axes.set(title=name.replace("_", " + "), xlabel="ranks", ylabel="seconds", xticks=ranks)
-        axes.set_ylim(bottom=0)
-        axes.legend()
+            places = [r["ranks"] for r in group]
+            drawn = {"color": COLOURS[kind], "markersize": 6}
+            what = f"{kind} ({'one scene' if kind == 'strong' else 'rows grow with P'})"
+            above.plot(places, [r[f"{name}_seconds"] for r in group], "o", label=f"{what}: measured", **drawn)
+            above.plot(places, [r[f"{name}_fit_seconds"] for r in group], "-", label="fit", **drawn)
+            above.plot(places, [r[f"{name}_model_seconds"] for r in group], ":", label="model", **drawn)
+            below.plot(places, [r[f"{name}_efficiency"] for r in group], "o-", label=what, **drawn)
+        above.set(title=name.replace("_", " + "), ylabel="seconds")
+        below.set(xlabel="ranks P", ylabel="efficiency (speed-up / P)", xticks=ranks)
+        above.set_ylim(bottom=0)
+        below.set_ylim(0, max(1.1, below.get_ylim()[1]))
+        below.axhline(1, color="0.6", linewidth=0.8)
+        above.legend(fontsize="small", ncols=len(kinds))
+        below.legend(fontsize="small", loc="lower left")
     figure.savefig(path, dpi=120)
     return path
 
@@ -316,15 +396,39 @@ def _kinds(options: argparse.Namespace) -> tuple[str, ...]:
     return ("strong", "weak") if options.weak else ("strong",)
 
 
-def run(options: argparse.Namespace) -> list[Row]:
-    """Measure every number of ranks, under torchrun those that are there."""
-    if options.size % 16:
+def _numbers(text: str) -> list[int]:
+    """``--ranks 1,2,4`` as numbers."""
+    numbers = [int(n) if n.strip().isdigit() else 0 for n in text.split(",")]
+    if not all(numbers):
+        raise SpatialError(f"scale: --ranks {text} is not a list of positive numbers; write such as 1,2,4.")
+    return sorted(set(numbers))
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.size < 16 or options.size % 16:
         raise SpatialError(
             f"scale: --size {options.size} is not a multiple of 16, which the U-Net halves by; change it."
         )
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise SpatialError("scale: no CUDA device is to be seen; use --device cpu.")
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    for name in ("width", "tiles", "threads", "repeats"):
+        if getattr(options, name) < 1:
+            raise SpatialError(f"scale: --{name} {getattr(options, name)} is below 1; give at least 1.")
+    if options.device == "cuda":
+        if not torch.cuda.is_available():
+            raise SpatialError("scale: no CUDA device is to be seen; use --device cpu.")
+        most = max(_numbers(options.ranks))
+        if not _under_torchrun() and most > torch.cuda.device_count():
+            raise SpatialError(f"scale: {most} ranks need as many GPUs, {torch.cuda.device_count()} are to be seen.")
+
+
+def _under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def run(options: argparse.Namespace) -> list[Row]:
+    """Measure every number of ranks, under torchrun those that are there."""
+    _check(options)
+    if _under_torchrun():
+        torch.set_num_threads(options.threads)
         dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
         rows = [_measure_kind(dist.get_world_size(), kind, options) for kind in _kinds(options)]
         first = dist.get_rank() == 0
@@ -332,21 +436,22 @@ def run(options: argparse.Namespace) -> list[Row]:
         return with_model(rows) if first else []
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for ranks in (int(n) for n in options.ranks.split(",")):
+        for ranks in _numbers(options.ranks):
             for kind in _kinds(options):
-                mp.spawn(_worker, (ranks, kind, folder, options), nprocs=ranks)
+                print(f"{kind} scaling, {ranks} rank{'s' if ranks > 1 else ''} ...", file=sys.stderr, flush=True)
+                spawn(_worker, (ranks, kind, folder, options), nprocs=ranks)
                 rows.append(json.loads(Path(folder, f"{kind}{ranks}.json").read_text()))
     return with_model(rows)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+def scale(arguments: list[str] | None = None) -> list[Row]:
+    """Measure, print a line a measurement, write record, CSV and plot.
+
+    Raises:
+        SpatialError: if the options can't be measured here.
+    """
     options = parser().parse_args(arguments)
-    try:
-        rows = run(options)
-    except SpatialError as error:
-        print(error)
-        return 2
+    rows = run(options)
     for row in rows:
         print(
             f"{row['kind']:6} P={row['ranks']}  {row['height_px']}x{row['width_px']}  "
@@ -357,9 +462,18 @@ def main(arguments: list[str] | None = None) -> int:
             f"{row['forward_backward_peak_mib_a_rank']:.0f} MiB a rank  "
             f"{row['forward_backward_bytes_sent_a_rank'] / 2**20:.1f} MiB sent"
         )
-    if rows:
-        for path in write(rows, options, options.out):
-            print(path.as_posix())
+    for path in write(rows, options, options.out) if rows else ():
+        print(path.as_posix())
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    try:
+        scale(arguments)
+    except SpatialError as error:
+        print(f"rsseglab: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

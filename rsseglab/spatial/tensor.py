@@ -25,7 +25,7 @@ from rsseglab.spatial.cut import (
     window_of,
 )
 from rsseglab.spatial.errors import SpatialError
-from rsseglab.spatial.exchange import Rect, agree, all_reduce_, fetch
+from rsseglab.spatial.exchange import Rect, Traffic, agree, all_reduce_, fetch
 from rsseglab.spatial.layout import Layout, bounds
 
 Rule = Callable[..., Any]
@@ -203,6 +203,19 @@ class _Cut(torch.autograd.Function):
         return whole, None, None
 
 
+class _Own(torch.autograd.Function):
+    """The tile that a rank has read; its gradient is that of the mean over ranks of their losses."""
+
+    @staticmethod
+    def forward(ctx: Any, tile: Tensor, layout: Layout) -> Tensor:
+        ctx.parts = layout.parts
+        return tile.view_as(tile)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad / ctx.parts, None
+
+
 def window(x: Tensor, axes: Axes, tile: int) -> Tensor:
     """What ``tile`` holds of a plain tensor of the global size; a view wherever the cuts are simple."""
     if not _simple(axes):
@@ -253,6 +266,10 @@ def from_tile(tile: Tensor, layout: Layout, height: int, width: int) -> SceneTen
         height: rows of the scene, in pixels.
         width: columns of the scene, in pixels.
 
+    Returns:
+        A ``SceneTensor`` of the scene's shape; the gradient that reaches ``tile`` is its part of the one that
+        the whole scene would have in one process.
+
     Raises:
         SpatialError: on every rank, if a tile is not of its window's size or the ranks' scenes differ.
     """
@@ -265,6 +282,8 @@ def from_tile(tile: Tensor, layout: Layout, height: int, width: int) -> SceneTen
     _, _, rows, cols = layout.windows(height, width)[layout.rank]
     shape = (*tile.shape[:-2], height, width)
     _agree_on(layout, shape, tuple(tile.shape[-2:]) == (rows, cols), "from_tile")
+    if tile.requires_grad:
+        tile = _Own.apply(tile, layout)
     return SceneTensor([tile], layout, shape, map_axes(layout, height, width, (tile.dim() - 2, tile.dim() - 1)))
 
 
@@ -297,16 +316,34 @@ def _whole(x: SceneTensor) -> Tensor:
     sizes, simple = unfolded(tuple(x.shape), x.axes)
     dims = tuple(axis.dim for axis in simple)
     tiles = [tile.reshape(local_shape(sizes, simple, t)) for t, tile in zip(x.layout.held, x._tiles, strict=True)]
+    if len(tiles) == x.layout.parts == 1:
+        return tiles[0].reshape(x.shape)
     if x.layout.mesh is None:
-        if len(dims) == 2:
-            cols = len(simple[1].bounds) - 1
-            tiles = [torch.cat(tiles[k : k + cols], dims[1]) for k in range(0, len(tiles), cols)]
-        whole = torch.cat(tiles, dims[0]) if len(tiles) > 1 else tiles[0]
+        whole: Tensor = _Join.apply(x.layout, sizes, simple, *tiles)
         return whole.reshape(x.shape)
     everything = (tuple((0, axis.length) for axis in simple),)
     windows = tuple(window_of(simple, t) for t in range(x.layout.parts))
     _, [[whole]] = fetch(x.layout, tiles, dims, windows, (everything,) * x.layout.parts, "join")
     return whole.reshape(x.shape)
+
+
+class _Join(torch.autograd.Function):
+    """All tiles of one process put together; over ranks each would send its own to all others."""
+
+    @staticmethod
+    def forward(ctx: Any, layout: Layout, shape: Sequence[int], axes: Axes, *tiles: Tensor) -> Tensor:
+        ctx.layout, ctx.axes = layout, axes
+        Traffic.join(tiles)
+        cols = len(axes[-1].bounds) - 1
+        if len(axes) == 2:
+            tiles = tuple(torch.cat(tiles[k : k + cols], axes[1].dim) for k in range(0, len(tiles), cols))
+        return torch.cat(tiles, axes[0].dim)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        grads = [window(grad, ctx.axes, tile) for tile in ctx.layout.held]
+        Traffic.join(grads, backward=True)
+        return None, None, None, *grads
 
 
 # ---------------------------------------------------------------- from one cut to another

@@ -1,5 +1,6 @@
 """The gloo path: 2, 3 and 4 spawned ranks give what one process gives; refusals reach every rank."""
 
+import copy
 import time
 
 import pytest
@@ -136,6 +137,38 @@ def _after(net, x):
     return y
 
 
+def sync_batch_norm(rank):
+    """A converted model on two ranks (stock SyncBatchNorm has no CPU kernel at all) equals BatchNorm on the whole."""
+    layout = Layout(2, 1, DeviceMesh("cpu", [0, 1]))
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)).double()
+    x = torch.randn(1, 3, 9, 8).double() + 100
+    ours = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))
+    away = torch.randn(1, 4, 9, 8).double()
+    (plain(x) * away).sum().backward()
+    row, _, height, _ = layout.windows(9, 8)[rank]
+    tile = x[:, :, row : row + height].clone().requires_grad_()
+    (join(ours(from_tile(tile, layout, 9, 8))) * away).sum().backward()
+    sync_gradients(ours, layout)
+    for p, q in zip(ours.parameters(), plain.parameters(), strict=True):
+        assert relative(p.grad, q.grad, 1e-3) < 1e-10
+    assert relative(ours[1].running_var, plain[1].running_var) < 1e-12
+    assert int(ours[1].num_batches_tracked) == 1
+
+
+def gradient_of_a_tile(rank):
+    """What a rank has read gets the gradient that its window has in one process, not a multiple of it."""
+    layout = Layout(2, 1, DeviceMesh("cpu", [0, 1]))
+    torch.manual_seed(0)
+    x, kernel = torch.randn(1, 2, 9, 8).double(), torch.randn(3, 2, 5, 5).double()
+    whole = x.clone().requires_grad_()
+    F.conv2d(whole, kernel, padding=2).square().mean().backward()
+    row, _, height, _ = layout.windows(9, 8)[rank]
+    tile = x[:, :, row : row + height].clone().requires_grad_()
+    F.conv2d(from_tile(tile, layout, 9, 8), kernel, padding=2).square().mean().backward()
+    assert relative(tile.grad, whole.grad[:, :, row : row + height]) < 1e-12
+
+
 def refusals(rank):
     mesh = DeviceMesh("cpu", [0, 1])
     layout = Layout(2, 1, mesh)
@@ -192,6 +225,11 @@ def test_replicated_loss_from_tiles_under_checkpoint_on_data_x_spatial():
 
 def test_norm_over_data_x_spatial_and_one_scene_a_group():
     spawn(4, wider_norm)
+
+
+def test_sync_batch_norm_and_the_gradient_of_a_tile():
+    spawn(2, sync_batch_norm)
+    spawn(2, gradient_of_a_tile)
 
 
 def test_two_ranks_refuse_together():

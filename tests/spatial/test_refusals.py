@@ -35,7 +35,7 @@ REFUSED = {
     "cross_entropy": lambda x: F.cross_entropy(x, torch.zeros(1, 12, 9).long()),
     "rand_like": lambda x: torch.rand_like(x),
     "bernoulli_": lambda x: x.bernoulli_(),
-    "multi_head": lambda x: torch.nn.MultiheadAttention(8, 2)(x[:, 0], x[:, 0], x[:, 0]),
+    "multi_head": lambda x: torch.nn.MultiheadAttention(8, 2, add_zero_attn=True)(x[:, 0], x[:, 0], x[:, 0]),
 }
 
 

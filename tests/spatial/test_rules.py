@@ -314,6 +314,33 @@ def test_dropout_does_not_depend_on_the_cut():
     assert abs((token_mask == 0).float().mean() - 0.3) < 0.01
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_multi_head_attention(batch_first, need_weights):
+    """Self-attention over tokens, and class vectors that look at the scene."""
+    torch.manual_seed(0)
+    net = nn.MultiheadAttention(4, 2, batch_first=batch_first).double()
+    other = nn.MultiheadAttention(4, 2, kdim=4, vdim=3, batch_first=batch_first).double()
+    classes = w(5, 2, 4) if not batch_first else w(2, 5, 4)
+
+    def both(x, *_):
+        t = tokens(x) if batch_first else tokens(x).transpose(0, 1)
+        y, seen = net(t, t, t, need_weights=need_weights)
+        z, _ = other(classes, y, t[..., :3], need_weights=need_weights)
+        return (join(y).sum() if seen is None else join(seen).square().sum()) + join(y).square().sum() + z.sum()
+
+    x = torch.randn(2, 4, 13, 11, dtype=torch.float64)
+    for layout in SHORT:
+        found = []
+        for where in (layout, None):
+            net.zero_grad()
+            other.zero_grad()
+            results = run(both, x, [], where)
+            found.append([*results, *(p.grad for m in (net, other) for p in m.parameters())])
+        for a, b in zip(*found, strict=True):
+            assert relative(a, b, 1e-6) < 1e-10
+
+
 def test_modules_with_padding_modes():
     x = torch.randn(1, 4, 13, 11, dtype=torch.float64)
     for mode in ("reflect", "replicate", "circular"):

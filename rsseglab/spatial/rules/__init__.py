@@ -1,6 +1,7 @@
 """The rules, one file a family. Importing this package registers them all."""
 
 from rsseglab.spatial.rules import (
+    attention,
     contraction,
     convolution,
     indexing,
@@ -19,6 +20,7 @@ from rsseglab.spatial.rules import (
 )
 
 __all__ = [
+    "attention",
     "contraction",
     "convolution",
     "indexing",

@@ -1,4 +1,4 @@
-"""Sums of products: linear, matmul, bmm, einsum, scaled_dot_product_attention.
+"""Sums of products: linear, matmul, bmm, baddbmm, einsum.
 
 Every contraction is an einsum. One cut operand leads. Where its cut labels stay in the result, the result
 is cut there: operands that have the label are cut alike, the others (keys and values, weights) are made
@@ -168,54 +168,3 @@ def einsum(equation: str, *operands: Any) -> Any:
     if any(len(set(its)) < len(its) for its in labels):
         raise refusal("einsum with a repeated label in one operand", operands)
     return contract(lambda *local: torch.einsum(equation, *local), operands, labels, spelled(right, widest), "einsum")
-
-
-@rule(*named("scaled_dot_product_attention"))
-def attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    attn_mask: Any = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Any:
-    """Fused attention; queries stay where they are, keys and values are gathered, windows are their own."""
-    if dropout_p > 0 or is_causal or enable_gqa:
-        raise refusal("scaled_dot_product_attention(dropout_p > 0, is_causal or enable_gqa)", (query, key, value))
-    if not is_cut(query) and not is_cut(attn_mask):
-        return F.scaled_dot_product_attention(query, join(key), join(value), attn_mask, scale=scale)
-    batch = query.dim() - 2
-    n, m, d, e = batch, batch + 1, batch + 2, batch + 3
-    lead = [*range(batch)]
-    labels = [[*lead, n, d], [*lead, m, d], [*lead, m, e]]
-    operands = [query, key, value]
-    if attn_mask is not None:
-        missing = batch + 2 - attn_mask.dim()
-        operands.append(attn_mask)
-        labels.append([*lead[missing:], n, m])
-    if not is_cut(query) or any(a.dim > batch for a in query.axes):
-        raise refusal(
-            "scaled_dot_product_attention",
-            (query, key, value),
-            why="needs its queries cut along tokens or batch",
-        )
-
-    def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        if not q.numel():
-            return q @ k.transpose(-1, -2) @ v
-        return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
-
-    return _by_query(kernel, operands, labels, [*lead, n, e])
-
-
-def _by_query(kernel: Any, operands: list[Any], labels: list[list[int]], result: list[int]) -> Any:
-    """The queries lead, whatever is larger."""
-    query, *others = operands
-    cut_labels = {labels[0][a.dim] for a in query.axes}
-    others = [
-        join(o) if is_cut(o) and not {its[a.dim] for a in o.axes} & cut_labels else o
-        for o, its in zip(others, labels[1:], strict=True)
-    ]
-    return contract(kernel, [query, *others], labels, result, "scaled_dot_product_attention")

@@ -20,23 +20,24 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.exchange import all_reduce_
 from rsseglab.spatial.layout import Layout
 from rsseglab.spatial.rules.pointwise import elementwise
-from rsseglab.spatial.tensor import SceneTensor, named, refusal, rule
+from rsseglab.spatial.tensor import SceneTensor, is_cut, named, refusal, rule
 
 
 def merged_moments(
-    layout: Layout, tiles: Sequence[Tensor], dims: tuple[int, ...], name: str, mesh: Any = None
+    layout: Layout, tiles: Sequence[Tensor], dims: tuple[int, ...], count: int, name: str, mesh: Any = None
 ) -> tuple[Tensor, Tensor, int]:
     """Mean and biased variance over ``dims`` of all tiles, in at least float32, and the number of values.
 
-    Over ranks the sums are about a common pivot, the mean of rank means weighed by count, in two small
-    reductions: means first, then squares about the merged mean.
+    Over ranks in two small reductions: means weighed by count first, then squares about the merged mean.
+    ``count`` is the scene's number of values, which every rank knows; only a ``mesh`` of several scenes,
+    which may differ in size, has to ask for it.
     """
     wide = torch.promote_types(tiles[0].dtype, torch.float32)
     shape = [1 if d in dims else n for d, n in enumerate(tiles[0].shape)]
@@ -48,27 +49,23 @@ def merged_moments(
             moments.append((n, mean, var * n))
     device = tiles[0].device
     total = torch.zeros(1, *shape, dtype=wide, device=device)
-    count = torch.tensor(float(sum(n for n, _, _ in moments)), dtype=torch.float64, device=device)
     for n, mean, _ in moments:
         total[0] += n * mean
-    mesh = mesh or layout.mesh
     if mesh is not None:
-        packed = torch.cat([total.double().flatten(), count[None]])
-        all_reduce_(packed, layout, name, mesh)
-        total, count = packed[:-1].reshape(total.shape), packed[-1]
-    n_all = int(count.item())
-    mean_all = (total[0] / n_all).to(wide)
+        held = torch.tensor(float(sum(n for n, _, _ in moments)), dtype=torch.float64, device=device)
+        count = int(all_reduce_(held, layout, name, mesh).item())
+    all_reduce_(total, layout, name, mesh)
+    mean_all = total[0] / count
     squares = torch.zeros(shape, dtype=wide, device=device)
     for n, mean, m2 in moments:
         squares += m2 + n * (mean - mean_all) ** 2
-    if mesh is not None:
-        all_reduce_(squares, layout, name, mesh)
-    return mean_all, squares / n_all, n_all
+    all_reduce_(squares, layout, name, mesh)
+    return mean_all, squares / count, count
 
 
 def _moments(tile: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of one tile; per channel by batch norm's own kernel, which is the faster."""
-    if dims == (0, *range(2, tile.dim())):
+    if dims == (0, *range(2, tile.dim())) and not tile.is_meta:
         shape = (1, -1, *[1] * (tile.dim() - 2))
         mean, var = torch.ops.aten.batch_norm_update_stats(tile, None, None, 0.0)
         return mean.view(shape), var.view(shape)
@@ -172,13 +169,28 @@ def batch_norm(
             f"batch_norm: expected more than 1 value per channel when training, got {list(input.shape)}."
         )
     with torch.no_grad():
-        mean, var, n = merged_moments(layout, input.tiles, dims, "batch_norm", mesh)
+        count = input.numel() // input.shape[1]
+        mean, var, n = merged_moments(layout, input.tiles, dims, count, "batch_norm", layout.norm_mesh)
         mean, var = mean.flatten(), var.flatten()
         if running_mean is not None and running_var is not None:
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             running_var.lerp_((var * (n / (n - 1))).to(running_var.dtype), momentum)
     tiles = _BatchNorm.apply(layout, mesh, mean, var, n, eps, weight, bias, *input.tiles)
     return input.like(tiles)
+
+
+_stock_sync_forward = nn.SyncBatchNorm.forward
+
+
+def _sync_forward(self: nn.SyncBatchNorm, input: Tensor) -> Tensor:
+    """``nn.SyncBatchNorm`` on a cut scene is batch norm: over the scene, or over ``layout.norm_mesh``."""
+    normalise = nn.modules.batchnorm._BatchNorm.forward if is_cut(input) else _stock_sync_forward
+    return normalise(self, input)
+
+
+# The one method of torch that the engine has to replace: over ranks it calls an autograd.Function, and those pass
+# __torch_function__ by. A plain tensor gets the stock method.
+nn.SyncBatchNorm.forward = _sync_forward  # type: ignore[method-assign]
 
 
 # ----------------------------------------------------------------------------- group, instance, layer norm
@@ -189,9 +201,9 @@ class _Standardise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, layout: Layout, dims: tuple[int, ...], eps: float, name: str, *tiles: Tensor
+        ctx: Any, layout: Layout, dims: tuple[int, ...], count: int, eps: float, name: str, *tiles: Tensor
     ) -> tuple[Tensor, ...]:
-        mean, var, n = merged_moments(layout, tiles, dims, name)
+        mean, var, n = merged_moments(layout, tiles, dims, count, name)
         invstd = torch.rsqrt(var + eps)
         xhat = tuple(((t.to(mean.dtype) - mean) * invstd).to(t.dtype) for t in tiles)
         ctx.layout, ctx.dims, ctx.count, ctx.name = layout, dims, n, name
@@ -208,7 +220,7 @@ class _Standardise(torch.autograd.Function):
             sums[1] += (dy * x).sum(ctx.dims, keepdim=True, dtype=invstd.dtype)
         k0, k1 = all_reduce_(sums, ctx.layout, f"backward of {ctx.name}") / ctx.count
         dx = [((dy - k0 - x * k1) * invstd).to(dy.dtype) for x, dy in zip(xhat, grads, strict=True)]
-        return (None,) * 4 + tuple(dx)
+        return (None,) * 5 + tuple(dx)
 
 
 def _grouped(x: SceneTensor, groups: int, eps: float, name: str) -> SceneTensor:
@@ -217,7 +229,8 @@ def _grouped(x: SceneTensor, groups: int, eps: float, name: str) -> SceneTensor:
         raise refusal(name, (x,), why="normalises channels and space, and here batch or channels are cut")
     batch, channels = x.shape[:2]
     views = [t.reshape(batch, groups, channels // groups, -1) for t in x.tiles]
-    xhat = _Standardise.apply(x.layout, (2, 3), eps, name, *views)
+    count = x.numel() // (batch * groups)
+    xhat = _Standardise.apply(x.layout, (2, 3), count, eps, name, *views)
     return x.like([y.reshape(t.shape) for y, t in zip(xhat, x.tiles, strict=True)])
 
 
@@ -258,7 +271,8 @@ def instance_norm(
         with torch.no_grad():
             batch, channels = input.shape[:2]
             views = [t.reshape(batch, channels, -1) for t in input.tiles]
-            mean, var, n = merged_moments(input.layout, views, (2,), "instance_norm")
+            count = input.numel() // (batch * channels)
+            mean, var, n = merged_moments(input.layout, views, (2,), count, "instance_norm")
             running_mean.lerp_(mean.mean((0, 2)).to(running_mean.dtype), momentum)
             running_var.lerp_((var.mean((0, 2)) * (n / (n - 1))).to(running_var.dtype), momentum)
     return _affine(_grouped(input, input.shape[1], eps, "instance_norm"), weight, bias)
@@ -280,7 +294,8 @@ def layer_norm(
     if any(a.dim < first for a in input.axes):
         raise refusal("layer_norm", (input,), why="normalises over one of two cut dimensions")
     dims = tuple(range(first, input.dim()))
-    xhat = input.like(_Standardise.apply(input.layout, dims, eps, "layer_norm", *input.tiles))
+    count = prod(normalized_shape)
+    xhat = input.like(_Standardise.apply(input.layout, dims, count, eps, "layer_norm", *input.tiles))
     if weight is not None:
         xhat = elementwise(torch.mul)(xhat, weight)
     return xhat if bias is None else elementwise(torch.add)(xhat, bias)
