@@ -18,6 +18,7 @@ from time import perf_counter
 
 import torch
 from torch import Tensor
+from verdicts import verdict
 
 
 def memory() -> bool:
@@ -41,7 +42,7 @@ def memory() -> bool:
             peaks.append(int(done.stdout.split()[-1]) / 1024)
     ratio = peaks[1] / peaks[0]
     print(f"peak resident memory: {peaks[0]:.0f} MiB and, four times as high, {peaks[1]:.0f} MiB: ratio {ratio:.3f}")
-    return _verdict("ratio within 0.85 to 1.15", 0.85 < ratio < 1.15)
+    return verdict("ratio within 0.85 to 1.15", 0.85 < ratio < 1.15)
 
 
 def imports() -> bool:
@@ -53,8 +54,8 @@ def imports() -> bool:
     )
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(5)]
     seconds = median(float(run.stdout.split()[0]) for run in runs)
-    good = _verdict(f"import rsseglab takes {seconds:.4f} s (median of 5), under 0.5 s", seconds < 0.5)
-    return _verdict("nothing heavy is loaded", all("[]" in run.stdout for run in runs)) and good
+    good = verdict(f"import rsseglab takes {seconds:.4f} s (median of 5), under 0.5 s", seconds < 0.5)
+    return verdict("nothing heavy is loaded", all("[]" in run.stdout for run in runs)) and good
 
 
 #: The command line itself, with the peak memory of its process in KiB as the last word. Not from getrusage: that keeps
@@ -94,11 +95,11 @@ def monai(size: int = 2048, repeats: int = 3) -> bool:
     good = True
     for blend in ("flat", "gaussian"):
         difference = float((ours(blend, 4) - theirs(blend, 4)).abs().max())
-        good &= _verdict(f"{blend}: logits differ by {difference:.1e}, at most 1e-5", difference <= 1e-5)
+        good &= verdict(f"{blend}: logits differ by {difference:.1e}, at most 1e-5", difference <= 1e-5)
         times = _medians({"ours": ours, "MONAI": theirs}, blend, repeats)
         print(f"{blend}: seconds at batch sizes {BATCHES}: " + "; ".join(f"{k} {_list(v)}" for k, v in times.items()))
         ratio = min(times["ours"]) / min(times["MONAI"])
-        good &= _verdict(f"{blend}: {ratio:.3f} of MONAI's time, each at its best batch size, at most 1.0", ratio <= 1)
+        good &= verdict(f"{blend}: {ratio:.3f} of MONAI's time, each at its best batch size, at most 1.0", ratio <= 1)
     return good
 
 
@@ -118,11 +119,6 @@ def _medians(runs: dict[str, Callable[[str, int], Tensor]], blend: str, repeats:
 
 def _list(seconds: list[float]) -> str:
     return ", ".join(f"{s:.2f}" for s in seconds)
-
-
-def _verdict(what: str, good: bool) -> bool:
-    print(f"{'met   ' if good else 'MISSED'} {what}", flush=True)
-    return good
 
 
 if __name__ == "__main__":

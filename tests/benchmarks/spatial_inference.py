@@ -2,16 +2,18 @@
 
 Bar: >= 2 x faster on 2048 x 2048, all threads, channels_last for both, MONAI at its best sw_batch_size.
 
-    python tests/benchmarks/spatial_inference.py [--size 2048] [--repeats 3] [--tiles 1,4,8,16]
+    python tests/benchmarks/spatial_inference.py [--size 2048] [--repeats 3] [--tiles 1,4,8,16] [--record]
 """
 
 import argparse
 import statistics
+import sys
 import time
 
 import segmentation_models_pytorch as smp
 import torch
 from monai.inferers import SlidingWindowInferer
+from verdicts import record, verdict
 
 from rsseglab.spatial import Layout, cut, join
 
@@ -21,7 +23,9 @@ def main():
     parser.add_argument("--size", type=int, default=2048)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tiles", default="1,4,8,16")
+    parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
+    begin = time.perf_counter()
     torch.manual_seed(0)
     model = smp.Unet("resnet18", encoder_weights=None, classes=6).to(memory_format=torch.channels_last).eval()
     x = torch.randn(1, 3, args.size, args.size).to(memory_format=torch.channels_last)
@@ -44,9 +48,17 @@ def main():
     medians = {name: statistics.median(s) for name, s in seconds.items()}
     for name, s in medians.items():
         print(f"{name}: {s:.2f} s")
-    best = min(s for name, s in medians.items() if name.startswith("crops"))
-    print(f"ratio: {best / min(s for name, s in medians.items() if name.startswith('whole')):.2f}")
+    crop, whole = (min(s for name, s in medians.items() if name.startswith(way)) for way in ("crops", "whole"))
+    good = verdict(
+        f"the whole scene {crop / whole:.2f} times as fast as crops with 50 % overlap, at least 2", crop >= 2 * whole
+    )
+    if args.record:
+        command = "python tests/benchmarks/spatial_inference.py --record"
+        configuration = {"size": args.size, "repeats": args.repeats, "threads": torch.get_num_threads()}
+        metrics = {"ratio": crop / whole, **{f"seconds: {name}": s for name, s in medians.items()}}
+        record("benchmark_inference", command, configuration, metrics, (time.perf_counter() - begin) / 60)
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,39 +15,41 @@ def relative(ours, plain, floor=1e-12):
     return ((ours - plain).norm() / plain.norm().clamp_min(floor)).item()
 
 
-def compare(model, x, layout, seed=0):
-    """Errors of output, input gradient, worst parameter gradient and worst buffer, cut against whole.
+def results(model, x, layout=None, seed=0):
+    """One forward and backward of a copy of ``model``: what it puts out, and all gradients and buffers."""
+    model, x = copy.deepcopy(model), x.clone().requires_grad_()
+    torch.manual_seed(seed)
+    y = model(x) if layout is None else join(model(cut(x, layout)))
+    away = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+    (y * away).sum().backward()
+    if layout is not None:
+        sync_gradients(model, layout)
+    return y.detach(), x.grad, [p.grad for p in model.parameters()], list(model.buffers())
+
+
+def errors(ours, plain):
+    """Errors of output, input gradient, worst parameter gradient and worst buffer.
 
     A parameter whose exact gradient is zero (a bias ahead of a norm) is held to 1e-4 of the whole gradient's
-    norm: what is computed for it is rounding alone, and has nothing to be relative to.
+    norm, a running mean that is zero to 1e-4: what is computed is rounding alone, and has nothing to be relative to.
     """
-    plain, ours = copy.deepcopy(model), copy.deepcopy(model)
-    x_plain, x_ours = x.clone().requires_grad_(), x.clone().requires_grad_()
-    torch.manual_seed(seed)
-    y_plain = plain(x_plain)
-    torch.manual_seed(seed)
-    y_ours = join(ours(cut(x_ours, layout)))
-    assert y_ours.shape == y_plain.shape and y_ours.dtype == y_plain.dtype
-    away = torch.randn(y_plain.shape, generator=torch.Generator().manual_seed(1)).to(y_plain)
-    (y_plain * away).sum().backward()
-    (y_ours * away).sum().backward()
-    sync_gradients(ours, layout)
-    errors = {
-        "output": relative(y_ours, y_plain),
-        "input gradient": relative(x_ours.grad, x_plain.grad),
-        "parameters": 0.0,
-        "buffers": 0.0,
+    assert ours[0].shape == plain[0].shape and ours[0].dtype == plain[0].dtype
+    used = [grad for grad in plain[2] if grad is not None]
+    floor = 1e-4 * float(torch.stack([grad.norm() for grad in used]).norm()) if used else 1.0
+    pairs = [(a, b) for a, b in zip(ours[2], plain[2], strict=True) if b is not None]
+    return {
+        "output": relative(ours[0], plain[0]),
+        "input gradient": relative(ours[1], plain[1]),
+        "parameters": max((relative(a, b, floor) for a, b in pairs), default=0.0),
+        "buffers": max((relative(a, b, 1e-4) for a, b in zip(ours[3], plain[3], strict=True)), default=0.0),
     }
-    norms = [p.grad.norm() for p in plain.parameters() if p.grad is not None]
-    floor = 1e-4 * float(torch.stack(norms).norm()) if norms else 1.0
-    for p, q in zip(ours.parameters(), plain.parameters(), strict=True):
-        if q.grad is not None:
-            errors["parameters"] = max(errors["parameters"], relative(p.grad, q.grad, floor))
-    for p, q in zip(ours.buffers(), plain.buffers(), strict=True):
-        errors["buffers"] = max(errors["buffers"], relative(p, q, 1e-5))
-    return errors
+
+
+def compare(model, x, layout, seed=0):
+    """Errors of the cut call against the plain one."""
+    return errors(results(model, x, layout, seed), results(model, x, None, seed))
 
 
 def same(model, x, layout, tolerance=TOLERANCE, seed=0):
-    errors = compare(model, x, layout, seed)
-    assert max(errors.values()) <= tolerance, errors
+    found = compare(model, x, layout, seed)
+    assert max(found.values()) <= tolerance, found

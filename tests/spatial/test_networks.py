@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from equality import same
+from equality import errors, relative, results, same
 from networks import LAYOUTS, NETWORKS, QUICK, build, scene, tolerance
+from torch import nn
 
-from rsseglab.spatial import Layout, cut
+from rsseglab.spatial import Layout, cut, join
 
 
 @pytest.mark.parametrize(("decoder", "encoder", "size"), QUICK)
@@ -26,10 +27,12 @@ def test_tiles_that_become_empty_deep_in_a_network():
 @pytest.mark.slow
 @pytest.mark.parametrize(("decoder", "encoder", "size"), NETWORKS)
 def test_network_on_every_layout(decoder, encoder, size):
-    model = build(decoder, encoder)
-    for layout in LAYOUTS:
-        same(model.train(), scene(size), layout, tolerance(encoder))
-        same(model.eval(), scene(size, batch=1), layout, tolerance(encoder))
+    model, bar = build(decoder, encoder), tolerance(encoder)
+    for x in (scene(size), scene(size, batch=1)):
+        plain = results(model.train(x.shape[0] > 1), x)
+        for layout in LAYOUTS:
+            found = errors(results(model, x, layout), plain)
+            assert max(found.values()) <= bar, (layout, found)
 
 
 def train(layout, steps, size):
@@ -53,15 +56,54 @@ def test_twenty_steps_of_training_agree():
     assert (plain - ours).abs().max() < 1e-6
 
 
-def test_float32_errors_are_those_of_the_plain_call():
-    """Against float64: ours at most 1.5 x the plain call's, labels equal where the margin is clear."""
+def smooth(model):
+    """ReLU and maximum replaced: in float32 a unit near zero may fall on either side, which no bound can foresee."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.ReLU):
+                setattr(parent, name, nn.Softplus())
+            elif isinstance(child, nn.MaxPool2d):
+                setattr(parent, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding))
+    return model
+
+
+def errors32(model, x, layout=None):
+    """float32 errors against the plain float64 call: of the output, the input's gradient and all parameters'."""
+
+    def flat(found):
+        output, dx, parameters, _ = found
+        return output.double(), dx.double(), torch.cat([g.flatten() for g in parameters]).double()
+
+    exact, ours = flat(results(model.double(), x)), flat(results(model.float(), x.float(), layout))
+    return torch.tensor([relative(a, b) for a, b in zip(ours, exact, strict=True)])
+
+
+@pytest.mark.parametrize("layout", [Layout(2), Layout(7), Layout(2, 2)])
+def test_float32_errors_are_at_most_one_and_a_half_of_the_plain_call(layout):
+    model = smooth(build("Unet", "resnet18"))
+    for training in (True, False):
+        model.train(training)
+        plain = errors32(model, scene((96, 96)))
+        assert (errors32(model, scene((96, 96)), layout) <= 1.5 * plain).all()
+
+
+@pytest.mark.slow
+def test_float32_errors_of_a_stock_network_over_many_scenes():
+    """With ReLU and max pooling single scenes differ, by which units fall on which side; their mean square does not."""
+    model, squares = build("Unet", "resnet18"), torch.zeros(2, 3)
+    for seed in range(24):
+        x = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        squares += torch.stack([errors32(model, x, Layout(4)), errors32(model, x)]).square()
+    ours, plain = squares.sqrt()
+    assert (ours <= 1.5 * plain).all()
+
+
+def test_float32_labels_are_those_of_the_plain_call_where_the_margin_is_clear():
     model, x = build("Unet", "resnet18"), scene((160, 128))
     exact = model(x).detach()
     model = model.float()
     plain = model(x.float()).detach().double()
-    ours = torch.cat(model(cut(x.float(), Layout(4))).tiles, 2).detach().double()
-    floor = (plain - exact).norm()
-    assert (ours - exact).norm() <= 1.5 * floor
+    ours = join(model(cut(x.float(), Layout(4)))).detach().double()
     margin = exact.topk(2, 1).values.diff(dim=1)[:, 0].abs()
     clear = margin > 2 * (plain - exact).abs().max()
     assert torch.equal(ours.argmax(1)[clear], plain.argmax(1)[clear]) and clear.double().mean() > 0.9

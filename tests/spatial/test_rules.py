@@ -95,6 +95,8 @@ CASES = {
     "nearest x1.7": (lambda x: F.interpolate(x, scale_factor=1.7), []),
     "nearest-exact": (lambda x: F.interpolate(x, size=(7, 30), mode="nearest-exact"), []),
     "bilinear x2": (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), []),
+    "bilinear x3 by size": (lambda x: F.interpolate(x, size=(39, 33), mode="bilinear"), []),
+    "bilinear x4 rows": (lambda x: F.interpolate(x, scale_factor=(4, 1), mode="bilinear"), []),
     "bilinear x4 corners": (
         lambda x: F.interpolate(x, scale_factor=4, mode="bilinear", align_corners=True),
         [],

@@ -82,10 +82,14 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> SceneTensor:
-    """Mean over windows: their sum, divided by the number of positions that count."""
+    """Mean over windows: their sum, divided by the number of positions that count.
+
+    All windows count alike unless ``ceil_mode`` lets the last reach out of the padding, or padding does not count.
+    """
     x = as_map(input, "avg_pool2d")
     kernel, strides, _, sizes, needs = _geometry(x, kernel_size, stride, padding, 1, ceil_mode)
     pads = pair(padding)
+    alike = not ceil_mode and (count_include_pad or not any(pads))
 
     def counted(dim: int, out: Interval) -> Tensor:
         length, pad = x.shape[dim + 2], pads[dim]
@@ -96,9 +100,10 @@ def avg_pool2d(
         return last - first
 
     def compute(window: Tensor, rows: View, cols: View) -> Tensor:
-        sums = F.avg_pool2d(missing(window, rows, cols), kernel, strides, divisor_override=1)
-        if divisor_override is not None:
-            return sums / divisor_override
+        window = missing(window, rows, cols)
+        if divisor_override is not None or alike:
+            return F.avg_pool2d(window, kernel, strides, divisor_override=divisor_override)
+        sums = F.avg_pool2d(window, kernel, strides, divisor_override=1)
         counts = counted(0, rows.out)[:, None] * counted(1, cols.out)
         return sums / counts.to(sums)
 

@@ -146,8 +146,8 @@ def interpolate(
         if not recompute_scale_factor:
             scales = (float(given[0]), float(given[1]))
     whole = all(out % n == 0 and s in (None, out / n) for n, out, s in zip(x.shape[2:], sizes, scales, strict=True))
-    if mode.startswith("nearest") and whole:
-        return _repeated(x, sizes, mode)
+    if whole and (mode.startswith("nearest") or (mode == "bilinear" and not align_corners)):
+        return _enlarged(x, sizes, mode)
     if mode == "area":
         return RULES[F.adaptive_avg_pool2d](x, sizes)  # type: ignore[no-any-return]
     make = {"bilinear": linear_taps, "bicubic": cubic_taps}.get(mode)
@@ -158,11 +158,16 @@ def interpolate(
     return tapped(x, (taps[0], taps[1]), "interpolate")
 
 
-def _repeated(x: SceneTensor, sizes: tuple[int, int], mode: str) -> SceneTensor:
-    """Nearest by whole factors: each row is repeated, so the stock kernel needs no coordinates."""
+def _enlarged(x: SceneTensor, sizes: tuple[int, int], mode: str) -> SceneTensor:
+    """By a whole factor f: moved by one input row, the output moves by f, so the stock kernel can run on a window.
+
+    Bilinear row o lies between the input rows floor((o + 1/2) / f - 1/2) and the next.
+    """
     factor = (sizes[0] // x.shape[2], sizes[1] // x.shape[3])
 
     def needs_along(f: int) -> Needs:
+        if mode == "bilinear":
+            return lambda first, last: ((2 * first + 1 - f) // (2 * f), (2 * last - 1 - f) // (2 * f) + 2)
         return lambda first, last: (first // f, (last - 1) // f + 1)
 
     def compute(window: Tensor, rows: View, cols: View) -> Tensor:
