@@ -13,7 +13,7 @@ weight's gradient, and the mean of the shares (``sync_gradients``) is the gradie
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
@@ -166,6 +166,28 @@ def _transport(layout: Layout, sends: dict[int, list[Tensor]], receives: dict[in
     for buffer, targets in arriving:
         for target, part in zip(targets, buffer.split([t.numel() for t in targets]), strict=True):
             target.copy_(part.view(target.shape))
+
+
+def pass_on(layout: Layout, sent: list[Tensor], arriving: list[Tensor], name: str) -> Callable[[], None]:
+    """Send tensors to the next rank and fill ``arriving`` from the one before; returns what waits for both.
+
+    What is sent must not change until then.
+    """
+    after, before = ((layout.rank + step) % layout.parts for step in (1, -1))
+    ranks = [dist.get_global_rank(layout.group, peer) for peer in (after, before)]
+    outgoing = [dist.P2POp(dist.isend, t, ranks[0], layout.group) for t in sent if t.numel()]
+    incoming = [dist.P2POp(dist.irecv, t, ranks[1], layout.group) for t in arriving if t.numel()]
+    Traffic.sent[name, layout.rank] += sum(t.numel() * t.element_size() for t in sent)
+    Traffic.messages[layout.rank] += len(outgoing)
+    with _named(layout, name):
+        works = dist.batch_isend_irecv([*outgoing, *incoming]) if outgoing or incoming else []
+
+    def wait() -> None:
+        with _named(layout, name):
+            for work in works:
+                work.wait()
+
+    return wait
 
 
 class _named:  # noqa: N801

@@ -24,6 +24,7 @@ from rsseglab.spatial import (
     read_scene,
     sync_gradients,
 )
+from rsseglab.spatial.rules import ring as ring_rule
 
 
 class Mixed(nn.Module):
@@ -169,6 +170,42 @@ def gradient_of_a_tile(rank):
     assert relative(tile.grad, whole.grad[:, :, row : row + height]) < 1e-12
 
 
+def ring(rank, ranks):
+    """Keys that go round give what gathered keys give: uneven tiles, grids, three and four dimensions."""
+    layouts = [Layout(ranks, 1, DeviceMesh("cpu", list(range(ranks))))]
+    if ranks == 4:
+        layouts.append(Layout(2, 2, layouts[0].mesh))
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 7, 9, dtype=torch.float64)
+    away = torch.randn(2, 63, 6, dtype=torch.float64)
+
+    def attention(scene, heads):
+        t = scene.flatten(2).transpose(1, 2)
+        q, k, v = t, t * 2, t + 1
+        if heads:
+            q, k, v = (z.reshape(2, 63, 2, 3).transpose(1, 2) for z in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, scale=0.3)
+        return y.transpose(1, 2).reshape(2, 63, 6) if heads else y
+
+    for heads in (False, True):
+        found = []
+        for how in (None, *layouts):
+            mine = x.clone().requires_grad_()
+            y = join(attention(mine if how is None else cut(mine, how), heads))
+            (y * away).sum().backward()
+            found.append((y, mine.grad))
+        for y, grad in found[1:]:
+            assert relative(y, found[0][0]) < 1e-12 and relative(grad, found[0][1]) < 1e-12
+
+
+def rings(rank, ranks):
+    ring_rule.RING_BYTES = 0
+    calls = []
+    stock, ring_rule._Ring.apply = ring_rule._Ring.apply, lambda *a: (calls.append(1), stock(*a))[1]
+    ring(rank, ranks)
+    assert calls
+
+
 def refusals(rank):
     mesh = DeviceMesh("cpu", [0, 1])
     layout = Layout(2, 1, mesh)
@@ -230,6 +267,12 @@ def test_norm_over_data_x_spatial_and_one_scene_a_group():
 def test_sync_batch_norm_and_the_gradient_of_a_tile():
     spawn(2, sync_batch_norm)
     spawn(2, gradient_of_a_tile)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_keys_in_a_ring_equal_keys_gathered(ranks):
+    spawn(ranks, rings, ranks)
+    spawn(ranks, ring, ranks)
 
 
 def test_two_ranks_refuse_together():

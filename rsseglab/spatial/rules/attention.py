@@ -2,8 +2,9 @@
 
     y_n = sum_m softmax_m(q_n . k_m / sqrt(d)) v_m
 
-Queries stay on their tile. Where windows or batches are cut, keys and values are there already. Else they are
-gathered, once a call: few after a reduction (SegFormer), as many as there are tokens in a plain ViT.
+Queries stay on their tile. Where windows or batches are cut, keys and values are there already. Where a network has
+reduced them (SegFormer), they are few and are gathered. Where they are as many as the tokens of a large scene, they
+pass from rank to rank in a ring.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rsseglab.spatial.rules.contraction import contract
+from rsseglab.spatial.rules.ring import ring_attention, takes
 from rsseglab.spatial.tensor import is_cut, join, named, refusal, rule
 
 
@@ -48,6 +50,9 @@ def attention(
             (query, key, value),
             why="needs its queries cut along tokens or batch",
         )
+
+    if takes(query, key, value, attn_mask):
+        return ring_attention(query, key, value, scale)
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         if not q.numel():
