@@ -328,4 +328,4 @@ pd.Series(inner, name="MiB sent").round(2).to_frame()
 #    other nine workers do there? Is the answer still exact?
 #
 # **Read next.** `rsseglab/spatial/rules/convolution.py` (one family, with its arithmetic), `rsseglab/spatial/exchange.py` (the only
-# place where tiles meet), `tests/spatial/exactness.md` (which networks are held to this, on which layouts).
+# place where tiles meet), `book/exactness.md` (which networks are held to this, on which layouts).
