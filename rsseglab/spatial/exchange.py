@@ -203,7 +203,7 @@ class _named:  # noqa: N801
         if isinstance(error, RuntimeError):
             raise SpatialError(
                 f"{self.name}: tile {self.layout.rank} of {self.layout.parts} lost its peers "
-                f"({str(error).splitlines()[0]}); look for the first rank that failed, and start all again."
+                f"({str(error).partition(chr(10))[0]}); look for the first rank that failed, and start all again."
             ) from error
 
 

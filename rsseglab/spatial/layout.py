@@ -55,7 +55,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         for name, number in (("rows", self.rows), ("cols", self.cols)):
-            if not isinstance(number, int) or number < 1:
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
                 raise SpatialError(f"Layout: {name}={number!r} is not a positive integer; give at least 1.")
         for name, mesh in (("mesh", self.mesh), ("norm_mesh", self.norm_mesh)):
             if mesh is not None and mesh.ndim != 1:

@@ -8,7 +8,9 @@ raises: there is no silent fallback.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any, TypeGuard, TypeVar
+from zlib import crc32
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +36,17 @@ RULES: dict[Any, Rule] = {}
 METADATA: set[Any] = set()  # answered from the wrapper's own shape, dtype and device
 
 
+class Memory:
+    """What tensors share that are views of one another in torch: who of them was written to last.
+
+    A cut may have to copy where torch gives a view (a window partition whose windows cross tiles). That is fine
+    until one of the two is overwritten: then the other, read again, would be out of date.
+    """
+
+    writer: object = None  # the storage that was written to last
+    writes: int = 0
+
+
 class SceneTensor(Tensor):
     """A cut tensor: ``shape`` is the whole scene's, ``tiles`` are what this process holds of it.
 
@@ -42,9 +55,15 @@ class SceneTensor(Tensor):
     Attributes:
         layout: who holds what.
         axes: which dimensions are cut, and where (``rsseglab.spatial.cut.Axis``).
+        memory: shared with the tensors of which torch would make this one a view.
+        store: the same object for tensors whose tiles share memory.
+        writes: how many writes to ``memory`` this one's tiles have seen.
     """
 
     axes: Axes
+    memory: Memory
+    store: object
+    writes: int
     _tiles: list[Tensor]
     _layout: Layout
     _shape: torch.Size
@@ -52,10 +71,12 @@ class SceneTensor(Tensor):
     @staticmethod
     def __new__(cls, tiles: Sequence[Tensor], layout: Layout, shape: Sequence[int], axes: Axes) -> SceneTensor:
         """Wrap the held tiles of a tensor of global ``shape``."""
+        wanted = torch.is_grad_enabled() and any(tile.requires_grad for tile in tiles)
         self: SceneTensor = Tensor._make_wrapper_subclass(
-            cls, tuple(shape), dtype=tiles[0].dtype, device=tiles[0].device
+            cls, tuple(shape), dtype=tiles[0].dtype, device=tiles[0].device, requires_grad=wanted
         )
         self._tiles, self._layout, self.axes, self._shape = list(tiles), layout, axes, torch.Size(shape)
+        self.memory, self.store, self.writes = Memory(), object(), 0
         return self
 
     @property
@@ -100,7 +121,17 @@ class SceneTensor(Tensor):
         """Find the call's rule, or refuse."""
         rule = RULES.get(func)
         if rule is not None:
-            return rule(*args, **(kwargs or {}))
+            kwargs = kwargs or {}
+            for x in _cut_arguments((*args, *kwargs.values()) if kwargs else args):
+                _check_usable(x, func)
+            if kwargs.get("out") is not None:
+                raise refusal(func, args, why="with out=... can't write across tiles: use the returned tensor")
+            try:
+                return rule(*args, **{k: v for k, v in kwargs.items() if k != "out"})
+            except TypeError as error:
+                if "unexpected keyword argument" in str(error) or "positional argument" in str(error):
+                    raise refusal(func, args, kwargs, why=f"is not known to the engine as called ({error})") from error
+                raise
         if func in METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
@@ -112,6 +143,32 @@ class SceneTensor(Tensor):
     ) -> Any:
         """Below autograd nothing may happen to a wrapper: whatever got here went round the rules."""
         raise refusal(func, args, kwargs)
+
+
+def _check_usable(x: SceneTensor, func: Any) -> None:
+    """Refuse what has a history that the tiles do not have: both would be silently wrong."""
+    with torch._C.DisableTorchFunctionSubclass():
+        foreign = x.grad_fn is not None
+    if foreign:
+        raise refusal(
+            func,
+            (x,),
+            why="meets the result of a torch.autograd.Function or of a reentrant checkpoint, whose backward pass the "
+            "engine can't follow; use operations that have rules, and checkpoint(..., use_reentrant=False)",
+        )
+    if x.writes < x.memory.writes and x.memory.writer is not x.store:
+        raise refusal(
+            func,
+            (x,),
+            why="meets a tensor that was overwritten through a view of it, which crosses tiles and so was a copy; "
+            "build the new tensor out of place (torch.where, torch.cat)",
+        )
+
+
+def written(x: SceneTensor) -> None:
+    """Say that ``x``'s tiles were overwritten: copies of them, where torch has views, are out of date."""
+    x.memory.writes += 1
+    x.memory.writer = x.store
 
 
 def is_cut(x: Any) -> TypeGuard[SceneTensor]:
@@ -129,13 +186,15 @@ def _cut_arguments(values: Any) -> list[SceneTensor]:
     return found
 
 
-def refusal(func: Any, args: Any = (), kwargs: Any = None, why: str = "has no rule for a cut scene") -> SpatialError:
+def refusal(
+    func: Any, args: Any = (), kwargs: Any = None, why: str = "has no rule for a cut scene: write one"
+) -> SpatialError:
     """The error for a call that can't be kept exact."""
     name = func if isinstance(func, str) else (resolve_name(func) or getattr(func, "__name__", str(func)))
     shapes = [list(x.shape) for x in _cut_arguments([*args, *(kwargs or {}).values()])]
     return SpatialError(
-        f"{name} {why} (global shapes {shapes}); apply it to spatial.replicate(x), which holds the whole "
-        "tensor on every worker, or write a rule for it."
+        f"{name} {why} (global shapes {shapes}); or apply it to spatial.replicate(x), which holds the whole tensor on "
+        "every worker."
     )
 
 
@@ -149,6 +208,31 @@ def rule(*functions: Any) -> Callable[[Handler], Handler]:
         return handler
 
     return register
+
+
+def view_rule(*functions: Any) -> Callable[[Handler], Handler]:
+    """Register the rule of functions whose result is, in torch, a view of the first operand."""
+
+    def register(handler: Handler) -> Handler:
+        @wraps(handler)
+        def viewing(x: Any, *args: Any, **kwargs: Any) -> Any:
+            y = handler(x, *args, **kwargs)
+            if isinstance(x, SceneTensor):
+                for each in y if isinstance(y, tuple) else (y,):
+                    _share(x, each)
+            return y
+
+        rule(*functions)(viewing)
+        return viewing  # type: ignore[return-value]
+
+    return register
+
+
+def _share(x: SceneTensor, view: Any) -> None:
+    if isinstance(view, SceneTensor) and view is not x:
+        view.memory, view.writes = x.memory, x.memory.writes
+        if all(a.untyped_storage()._cdata == b.untyped_storage()._cdata for a, b in zip(x._tiles, view._tiles)):  # noqa: B905
+            view.store = x.store
 
 
 def named(*names: str) -> list[Any]:
@@ -169,20 +253,48 @@ def getter(name: str) -> Any:
 # ---------------------------------------------------------------- from whole to cut, and back
 
 
-def _agree_on(layout: Layout, shape: Sequence[int], fits: bool, name: str) -> None:
-    facts = agree(layout, [len(shape), *(list(shape) + [0] * 8)[:8], int(fits)], name)
-    sizes = {tuple(row[1 : 1 + row[0]]) for row in facts}
-    if len(sizes) > 1:
-        raise SpatialError(
-            f"{name}: ranks disagree on the scene's shape ({sorted(map(list, sizes))}); give every rank of a "
-            "spatial group the same scene."
-        )
-    wrong = [rank for rank, row in enumerate(facts) if not row[-1]]
+def _agree_on(layout: Layout, x: Any, shape: Sequence[int], wrong: str, name: str) -> None:
+    """All ranks go on, or all refuse: each says what it was given, and what is wrong with it, before anything else.
+
+    Random numbers that a network draws for itself (drop-path's coins) must be the same on all ranks; where their
+    default generators differ, the first rank's state becomes everyone's.
+    """
+    if layout.mesh is None:
+        if wrong:
+            raise SpatialError(f"{name}: {wrong}")
+        return
+    kinds = [crc32(str(kind).encode()) for kind in (x.dtype, x.device.type)]
+    coins = [crc32(state.numpy().tobytes()) for state in _generators(x)]
+    sizes = [len(shape), *shape[:8], *[0] * (8 - len(shape))]
+    facts = agree(layout, [*sizes, *kinds, int(x.requires_grad), crc32(wrong.encode()), *coins], name)
     if wrong:
-        raise SpatialError(
-            f"{name}: the tile of tile number {wrong} is not of its window's size for a scene of "
-            f"{list(shape)}; read the window that layout.windows(height, width) names."
-        )
+        raise SpatialError(f"{name}: {wrong}")
+    if any(row[12] for row in facts):
+        ranks = [rank for rank, row in enumerate(facts) if row[12]]
+        raise SpatialError(f"{name}: refused by tile {ranks}, whose message says why; mend that one.")
+    for columns, what in ((slice(0, 9), "shape"), (slice(9, 11), "dtype or device"), (slice(11, 12), "requires_grad")):
+        if len({tuple(row[columns]) for row in facts}) > 1:
+            found = sorted({tuple(row[1 : 1 + row[0]]) for row in facts}) if what == "shape" else "rank by rank"
+            raise SpatialError(
+                f"{name}: ranks disagree on the scene's {what} ({found}); give every rank of a spatial group the same."
+            )
+    if len({tuple(row[13:]) for row in facts}) > 1:
+        _same_coins(layout, x)
+
+
+def _generators(x: Tensor) -> list[Tensor]:
+    """States of the default generators that a network on ``x`` may draw from."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(x.device)] if x.is_cuda else [])]
+
+
+def _same_coins(layout: Layout, x: Tensor) -> None:
+    states = []
+    for state in _generators(x):
+        mine = state.to(x.device, torch.int64)  # a sum of bytes, all but the first rank's zero
+        states.append(all_reduce_(mine if layout.rank == 0 else mine.zero_(), layout, "the random state"))
+    torch.set_rng_state(states[0].to("cpu", torch.uint8))
+    if x.is_cuda:
+        torch.cuda.set_rng_state(states[1].to("cpu", torch.uint8), x.device)
 
 
 class _Cut(torch.autograd.Function):
@@ -244,17 +356,32 @@ def cut(x: Tensor, layout: Layout) -> SceneTensor:
     Raises:
         SpatialError: if there are more tiles than rows or columns, or ranks disagree on the shape.
     """
+    _check_layout(layout, "cut")
+    wrong = ""
     if isinstance(x, SceneTensor):
-        raise SpatialError(f"cut: the tensor {list(x.shape)} is already cut; join it first.")
-    if x.dim() not in (3, 4):
-        raise SpatialError(f"cut: {list(x.shape)} is neither (B, C, H, W) nor (B, H, W); unsqueeze the batch.")
-    _agree_on(layout, x.shape, True, "cut")
-    height, width = x.shape[-2:]
-    layout.windows(height, width)  # refuses more tiles than rows
+        wrong = f"the tensor {list(x.shape)} is already cut; join it first."
+    elif x.dim() not in (3, 4):
+        wrong = f"{list(x.shape)} is neither (B, C, H, W) nor (B, H, W); unsqueeze the batch."
+    height, width = x.shape[-2:] if x.dim() > 1 else (1, 1)
+    _agree_on(layout, x, x.shape, wrong or _too_many(layout, height, width), "cut")
     axes = map_axes(layout, height, width, (x.dim() - 2, x.dim() - 1))
     if layout.mesh is None or not x.requires_grad:
         return SceneTensor([window(x, axes, tile) for tile in layout.held], layout, x.shape, axes)
     return SceneTensor(_Cut.apply(x, layout, axes), layout, x.shape, axes)
+
+
+def _check_layout(layout: Any, name: str) -> None:
+    if not isinstance(layout, Layout):
+        raise SpatialError(f"{name}: {layout!r} is not a Layout; write Layout(4), or Layout(2, 3).")
+
+
+def _too_many(layout: Layout, height: int, width: int) -> str:
+    """What is wrong with a scene that has fewer rows or columns than the layout has bands of them."""
+    try:
+        layout.windows(height, width)
+    except SpatialError as error:
+        return str(error)
+    return ""
 
 
 def from_tile(tile: Tensor, layout: Layout, height: int, width: int) -> SceneTensor:
@@ -273,15 +400,23 @@ def from_tile(tile: Tensor, layout: Layout, height: int, width: int) -> SceneTen
     Raises:
         SpatialError: on every rank, if a tile is not of its window's size or the ranks' scenes differ.
     """
+    _check_layout(layout, "from_tile")
     if layout.mesh is None and layout.parts > 1:
         raise SpatialError(
             f"from_tile: this process holds all {layout.parts} tiles; use cut, or give the layout a mesh."
         )
+    wrong = _too_many(layout, height, width)
     if isinstance(tile, SceneTensor) or tile.dim() not in (3, 4):
-        raise SpatialError(f"from_tile: {list(tile.shape)} is not a plain (B, C, h, w) or (B, h, w) tile.")
-    _, _, rows, cols = layout.windows(height, width)[layout.rank]
+        wrong = f"{list(tile.shape)} is not a plain (B, C, h, w) or (B, h, w) tile."
+    elif not wrong:
+        _, _, rows, cols = layout.windows(height, width)[layout.rank]
+        if tuple(tile.shape[-2:]) != (rows, cols):
+            wrong = (
+                f"the tile of {list(tile.shape[-2:])} is not of its window's size, {[rows, cols]}, for a scene of "
+                f"{[height, width]}; read the window that layout.windows(height, width) names."
+            )
     shape = (*tile.shape[:-2], height, width)
-    _agree_on(layout, shape, tuple(tile.shape[-2:]) == (rows, cols), "from_tile")
+    _agree_on(layout, tile, shape, wrong, "from_tile")
     if tile.requires_grad:
         tile = _Own.apply(tile, layout)
     return SceneTensor([tile], layout, shape, map_axes(layout, height, width, (tile.dim() - 2, tile.dim() - 1)))
@@ -298,7 +433,7 @@ def join(y: Any) -> Any:
         joined = [join(each) for each in y]
         return type(y)(*joined) if hasattr(y, "_fields") else type(y)(joined)
     if isinstance(y, dict):
-        return {key: join(value) for key, value in y.items()}
+        return type(y)((key, join(value)) for key, value in y.items())
     return y
 
 
@@ -311,8 +446,42 @@ def replicate(x: Any) -> Any:
     return join(x)
 
 
+def same_layout(operands: Sequence[Any], name: str) -> None:
+    """Refuse operands that are cut by different layouts or meshes."""
+    cut_ones = [o for o in operands if is_cut(o)]
+    if any(one.layout != cut_ones[0].layout for one in cut_ones):
+        raise SpatialError(
+            f"{name} on {[list(o.shape) for o in cut_ones]}: the tensors are cut by different layouts or meshes; "
+            "cut them by one layout."
+        )
+
+
+IN_PLACE = {
+    f"__{name}__"
+    for name in ["setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "iand", "ior", "ixor", "imod"]
+}
+
+
+class Copied(Tensor):
+    """A part of a scene that all workers hold, where torch has a view: writing to it would not reach the scene."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """As a plain tensor, but for in-place operations."""
+        name = getattr(func, "__name__", "")
+        writes = name in IN_PLACE or (name[-1:] == "_" and name[-2:] != "__" and name != "requires_grad_")
+        if writes and isinstance(args[0], Copied):
+            raise refusal(name, (), why="writes in place to a row of a cut scene; build the scene with torch.where")
+        if SceneTensor in types:
+            plain = [a.as_subclass(Tensor) if isinstance(a, Copied) else a for a in args]
+            return SceneTensor.__torch_function__(func, types, plain, kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
 def _whole(x: SceneTensor) -> Tensor:
     """Join in one process by concatenation; over ranks by fetching everything."""
+    _check_usable(x, "join")
     sizes, simple = unfolded(tuple(x.shape), x.axes)
     dims = tuple(axis.dim for axis in simple)
     tiles = [tile.reshape(local_shape(sizes, simple, t)) for t, tile in zip(x.layout.held, x._tiles, strict=True)]

@@ -211,16 +211,38 @@ def refusals(rank):
     layout = Layout(2, 1, mesh)
     with pytest.raises(SpatialError, match="disagree"):
         cut(torch.zeros(1, 1, 8 + rank, 8), layout)
-    with pytest.raises(SpatialError, match=r"tile number \[1\]"):
+    with pytest.raises(SpatialError, match="not of its window's size" if rank else r"refused by tile \[1\]"):
         from_tile(torch.zeros(1, 1, 4 + rank, 8), layout, 8, 8)
     with pytest.raises(SpatialError, match="at most 1"):
         cut(torch.zeros(1, 1, 1, 8), layout)
+    with pytest.raises(SpatialError, match="at most 1" if rank else r"refused by tile \[1\]"):
+        from_tile(torch.zeros(1, 1, 4, 8), layout, 1 if rank else 8, 8)
+    with pytest.raises(SpatialError, match="neither" if rank else r"refused by tile \[1\]"):
+        cut(torch.zeros(8, 8) if rank else torch.zeros(1, 1, 8, 8), layout)
+    with pytest.raises(SpatialError, match="disagree on the scene's dtype"):
+        cut(torch.zeros(1, 1, 8, 8, dtype=torch.float64 if rank else torch.float32), layout)
+    with pytest.raises(SpatialError, match="disagree on the scene's requires_grad"):
+        cut(torch.zeros(1, 1, 8, 8, requires_grad=bool(rank)), layout)
     with pytest.raises(SpatialError, match="fft2"):
         torch.fft.fft2(cut(torch.zeros(1, 1, 8, 8), layout))
     with pytest.raises(SpatialError, match="4 ranks, the mesh has 2"):
         Layout(4, 1, mesh)
     with pytest.raises(SpatialError, match="dimensions"):
         Layout(2, 1, init_device_mesh("cpu", (2, 1)))
+
+
+def own_coins(rank):
+    """Ranks seeded apart draw alike: a network may drop samples by torch.rand, as smp's EfficientNet does."""
+    layout = Layout(2, 1, DeviceMesh("cpu", [0, 1]))
+    torch.manual_seed(rank)
+    scene = cut(torch.ones(8, 1, 8, 8), layout)
+    drawn = torch.rand(8)
+    everyone = [torch.empty(8) for _ in range(2)]
+    dist.all_gather(everyone, drawn)
+    assert torch.equal(*everyone)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(8))  # the first rank's
+    assert scene.shape == (8, 1, 8, 8)
 
 
 def dead_peer(rank, seconds):
@@ -281,6 +303,7 @@ def test_two_ranks_refuse_together():
 
 def test_two_ranks_toss_the_same_coins():
     spawn(2, droppath)
+    spawn(2, own_coins)
 
 
 def test_a_stalled_peer_ends_the_others_with_rank_and_operation():

@@ -18,11 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rsseglab.spatial.cut import Axes, Axis
-from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.exchange import reduce_sum
 from rsseglab.spatial.layout import bounds
 from rsseglab.spatial.rules.pointwise import elementwise
-from rsseglab.spatial.tensor import SceneTensor, is_cut, join, named, refusal, relaid, rule, window
+from rsseglab.spatial.tensor import SceneTensor, is_cut, join, named, refusal, relaid, rule, same_layout, window
 
 Labels = Sequence[int]
 
@@ -67,12 +66,7 @@ def contract(
 def _leader(operands: Sequence[Any], labels: Sequence[Labels], result: Labels, name: str) -> tuple[SceneTensor, Labels]:
     """The cut operand whose cut the result follows: the largest with a label that stays, else the largest."""
     cut_ones = [(o, its) for o, its in zip(operands, labels, strict=True) if is_cut(o)]
-    for one, _ in cut_ones:
-        if one.layout != cut_ones[0][0].layout:
-            raise SpatialError(
-                f"{name} on {[list(o.shape) for o, _ in cut_ones]}: the tensors are cut by different "
-                "layouts or meshes; cut both by one layout."
-            )
+    same_layout(operands, name)
 
     def stays(pair: tuple[Any, Labels]) -> int:
         return sum(pair[1][a.dim] in result for a in pair[0].axes)

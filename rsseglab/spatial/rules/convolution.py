@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rsseglab.spatial.cut import Interval, window_of
+from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.exchange import Rect, fetch
 from rsseglab.spatial.tensor import SceneTensor, is_cut, named, refusal, rule
 from rsseglab.spatial.windows import (
@@ -55,8 +56,12 @@ def touched(rows: Interval, out: Interval, kernel: int, stride: int, before: int
     return first, max(first, min(last, out[1]))
 
 
-def _padding(padding: str | int | Sequence[int], kernel: tuple[int, int], dilation: tuple[int, int]) -> list[Interval]:
+def _padding(
+    padding: str | int | Sequence[int], kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
+) -> list[Interval]:
     """Rows of zeros (before, after) for each dimension."""
+    if padding == "same" and stride != (1, 1):
+        raise SpatialError("conv2d: padding='same' is not supported for strided convolutions; give numbers.")
     if padding == "valid":
         return [(0, 0), (0, 0)]
     if padding == "same":  # torch puts the odd one after
@@ -81,7 +86,7 @@ def conv2d(
         raise refusal("conv2d", (input, weight, bias), why="takes a cut map and plain weights")
     x = as_map(input, "conv2d")
     kernel, strides, dilations = (weight.shape[2], weight.shape[3]), pair(stride), pair(dilation)
-    pads = _padding(padding, kernel, dilations)
+    pads = _padding(padding, kernel, strides, dilations)
     spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
     sizes = tuple(
         (length + sum(p) - span) // s + 1 for length, p, span, s in zip(x.shape[2:], pads, spans, strides, strict=True)

@@ -8,6 +8,7 @@ tensor.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from rsseglab.spatial.cut import Axis, moved, part_of
 from rsseglab.spatial.rules.pointwise import aligned, local_to
-from rsseglab.spatial.tensor import SceneTensor, banded, is_cut, join, named, refusal, rule
+from rsseglab.spatial.tensor import Copied, SceneTensor, banded, is_cut, join, named, refusal, rule, view_rule, written
 
 
 def _expanded(index: Any, dims: int) -> list[Any]:
@@ -26,12 +27,12 @@ def _expanded(index: Any, dims: int) -> list[Any]:
     return entries[:at] + [slice(None)] * (dims - used) + entries[at + 1 :]
 
 
-@rule(*named("__getitem__"))
-def getitem(x: SceneTensor, index: Any) -> Any:
+@view_rule(*named("__getitem__"))
+def getitem(x: SceneTensor, key: Any) -> Any:
     """Basic indexing anywhere; tensors as indices outside the cut dimensions."""
     if not is_cut(x):
-        raise refusal("indexing a plain tensor by a cut one", (index,))
-    entries = _expanded(index, x.dim())
+        raise refusal("indexing a plain tensor by a cut one", (key,))
+    entries = _expanded(key, x.dim())
     tensors = [e for e in entries if isinstance(e, list | Tensor)]
     if any(is_cut(e) for e in tensors) or len(tensors) > 1 or any(isinstance(e, bool) for e in entries):
         raise refusal("indexing by masks or by several tensors", (x,))
@@ -45,8 +46,10 @@ def getitem(x: SceneTensor, index: Any) -> Any:
             local.append(None)
             out += 1
             continue
+        if not isinstance(entry, slice | list | Tensor):
+            entry = index_of(entry, x, dim)
         if dim in cut_dims and isinstance(entry, int):
-            row = entry % x.shape[dim]
+            row = entry
             x = _sliced(x, dim, slice(row, row + 1))
             single.append(out)
             entry = slice(None)
@@ -60,14 +63,23 @@ def getitem(x: SceneTensor, index: Any) -> Any:
             out += entry.dim() if isinstance(entry, Tensor) else 1
         local.append(entry)
         dim += 1
-    key = tuple(local)
-    shape = torch.empty(1).expand(x.shape)[key].shape
-    y: Any = x.like([tile[key] for tile in x.tiles], shape, moved(x.axes, position))
+    here = tuple(local)
+    shape = torch.empty(1).expand(x.shape)[here].shape
+    y: Any = x.like([tile[here] for tile in x.tiles], shape, moved(x.axes, position))
     if single:
         y = join(y)
         for d in reversed(single):
             y = y.select(d, 0)
+        y = y.as_subclass(Copied)
     return y
+
+
+def index_of(entry: Any, x: SceneTensor, dim: int) -> int:
+    """A single index, counted from the front."""
+    row, length = index(entry), x.shape[dim]
+    if not -length <= row < length:
+        raise IndexError(f"index {row} is out of bounds for dimension {dim} with size {length}")
+    return row % length
 
 
 def _sliced(x: SceneTensor, dim: int, rows: slice) -> SceneTensor:
@@ -96,26 +108,29 @@ def _sliced(x: SceneTensor, dim: int, rows: slice) -> SceneTensor:
     return x.like(tiles, shape, tuple(new if i == k else a for i, a in enumerate(x.axes)))
 
 
-@rule(*named("narrow"))
+@view_rule(*named("narrow"))
 def narrow(x: SceneTensor, dim: int, start: int, length: int) -> Any:
     """A slice of one dimension."""
     dim = dim % x.dim()
+    start = start + x.shape[dim] if start < 0 else start
+    if start + length > x.shape[dim] or length < 0:
+        raise IndexError(f"start ({start}) + length ({length}) exceeds dimension size ({x.shape[dim]}).")
     return getitem(x, (*[slice(None)] * dim, slice(start, start + length)))
 
 
-@rule(*named("select"))
+@view_rule(*named("select"))
 def select(x: SceneTensor, dim: int, index: int) -> Any:
     """One row of one dimension."""
     return getitem(x, (*[slice(None)] * (dim % x.dim()), index))
 
 
-@rule(*named("unbind"))
+@view_rule(*named("unbind"))
 def unbind(x: SceneTensor, dim: int = 0) -> tuple[Any, ...]:
     """All rows of one dimension, one by one."""
     return tuple(select(x, dim, k) for k in range(x.shape[dim]))
 
 
-@rule(*named("split", "split_with_sizes"))
+@view_rule(*named("split", "split_with_sizes"))
 def split(x: SceneTensor, split_size: int | Sequence[int], dim: int = 0) -> tuple[Any, ...]:
     """Consecutive parts of one dimension."""
     length = x.shape[dim]
@@ -125,7 +140,7 @@ def split(x: SceneTensor, split_size: int | Sequence[int], dim: int = 0) -> tupl
     return tuple(narrow(x, dim, start, size) for start, size in zip(starts, split_size, strict=True))
 
 
-@rule(*named("chunk"))
+@view_rule(*named("chunk"))
 def chunk(x: SceneTensor, chunks: int, dim: int = 0) -> tuple[Any, ...]:
     """About equal parts of one dimension."""
     return split(x, -(-x.shape[dim] // chunks), dim)
@@ -158,11 +173,11 @@ def gather(x: Any, dim: int, index: Any) -> SceneTensor:
 
 
 @rule(*named("__setitem__"))
-def setitem(x: Any, index: Any, value: Any) -> None:
+def setitem(x: Any, place: Any, value: Any) -> None:
     """Write to uncut dimensions: a number, or a cut tensor of the part's shape."""
     if not is_cut(x):
         raise refusal("writing a cut tensor into a plain one", (value,), why="would gather it silently")
-    entries = _expanded(index, x.dim())
+    entries = _expanded(place, x.dim())
     kept = [e for e in entries if e is not None]
     crosses = any(kept[a.dim] != slice(None) for a in x.axes) if not _has_tensor(kept) else True
     if crosses:
@@ -171,10 +186,15 @@ def setitem(x: Any, index: Any, value: Any) -> None:
     if not isinstance(value, Tensor) or value.dim() == 0:
         values = [value] * len(x.tiles)
     else:
-        part = getitem(x, index)
+        part = getitem(x, place)
+        if not is_cut(value):
+            value = value.expand(part.shape)
+        elif value.shape != part.shape:
+            raise refusal("an in-place write", (x, value), why=f"takes a tensor of {list(part.shape)}")
         values = local_to(value, x, part.axes, "an in-place write")
     for target, here in zip(x.tiles, values, strict=True):
         target[key] = here
+    written(x)
 
 
 def _has_tensor(entries: list[Any]) -> bool:

@@ -16,7 +16,7 @@ from rsseglab.spatial.cut import Axis, window_of
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.rules.pointwise import local_to
 from rsseglab.spatial.rules.shapes import unsqueeze
-from rsseglab.spatial.tensor import SceneTensor, banded, fetch_windows, is_cut, named, relaid, rule
+from rsseglab.spatial.tensor import SceneTensor, banded, fetch_windows, is_cut, named, relaid, rule, same_layout
 
 
 @rule(*named("cat", "concat", "concatenate"))
@@ -24,12 +24,8 @@ def cat(tensors: Sequence[Any], dim: int = 0) -> SceneTensor:
     """Join tensors along a dimension; plain ones are cut as the largest cut one is."""
     lead = max((t for t in tensors if is_cut(t)), key=lambda t: t.numel())
     dim = dim % lead.dim()
+    same_layout(tensors, "cat")
     for t in tensors:
-        if is_cut(t) and t.layout != lead.layout:
-            raise SpatialError(
-                f"cat: tensors of shapes {[list(o.shape) for o in tensors]} are cut by different "
-                "layouts or meshes; cut all by one layout."
-            )
         if t.dim() != lead.dim() or any(t.shape[d] != n for d, n in enumerate(lead.shape) if d != dim):
             raise SpatialError(f"cat: shapes {[list(o.shape) for o in tensors]} differ outside dimension {dim}.")
     if any(a.dim == dim for a in lead.axes):

@@ -41,26 +41,29 @@ def merged_moments(
     """
     wide = torch.promote_types(tiles[0].dtype, torch.float32)
     shape = [1 if d in dims else n for d, n in enumerate(tiles[0].shape)]
+    total = torch.zeros(shape, dtype=_sums_in(tiles[0]), device=tiles[0].device)
     moments = []
     for tile in tiles:
         n = prod(tile.shape[d] for d in dims)
         if n:
             mean, var = _moments(tile.to(wide), dims)
             moments.append((n, mean, var * n))
-    device = tiles[0].device
-    total = torch.zeros(1, *shape, dtype=wide, device=device)
-    for n, mean, _ in moments:
-        total[0] += n * mean
+            total += n * mean
     if mesh is not None:
-        held = torch.tensor(float(sum(n for n, _, _ in moments)), dtype=torch.float64, device=device)
+        held = torch.tensor(float(sum(n for n, _, _ in moments)), dtype=total.dtype, device=total.device)
         count = int(all_reduce_(held, layout, name, mesh).item())
     all_reduce_(total, layout, name, mesh)
-    mean_all = total[0] / count
-    squares = torch.zeros(shape, dtype=wide, device=device)
+    mean_all = total / count
+    squares = torch.zeros_like(total)
     for n, mean, m2 in moments:
         squares += m2 + n * (mean - mean_all) ** 2
     all_reduce_(squares, layout, name, mesh)
-    return mean_all, squares / count, count
+    return mean_all.to(wide), (squares / count).to(wide), count
+
+
+def _sums_in(tile: Tensor) -> torch.dtype:
+    """Sums of tiles are taken in float64, where the device has it."""
+    return torch.float32 if tile.device.type == "mps" else torch.float64
 
 
 def _moments(tile: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -68,8 +71,12 @@ def _moments(tile: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     if dims == (0, *range(2, tile.dim())) and not tile.is_meta:
         shape = (1, -1, *[1] * (tile.dim() - 2))
         mean, var = torch.ops.aten.batch_norm_update_stats(tile, None, None, 0.0)
-        return mean.view(shape), var.view(shape)
-    var, mean = torch.var_mean(tile, dims, correction=0, keepdim=True)
+        mean, var = mean.view(shape), var.view(shape)
+    else:
+        var, mean = torch.var_mean(tile, dims, correction=0, keepdim=True)
+    if tile.dtype == torch.float32 and tile.device.type == "cpu" and bool((mean.abs() > 8 * var.sqrt()).any()):
+        # Raw numbers far from zero: the mean's own rounding would show beside so small a spread.
+        mean = mean.double() + (tile - mean).mean(dims, keepdim=True, dtype=torch.float64)
     return mean, var
 
 
@@ -142,7 +149,7 @@ def _sums(grad: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> tup
     return dw, db
 
 
-@rule(*named("batch_norm"))
+@rule(F.batch_norm)
 def batch_norm(
     input: SceneTensor,
     running_mean: Tensor | None,
@@ -152,7 +159,6 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
-    *_: Any,
 ) -> SceneTensor:
     """Batch norm; in train mode over the scene, and over ``layout.norm_mesh`` where one is given."""
     if any(a.dim == 1 for a in input.axes):
@@ -246,13 +252,18 @@ def _affine(x: SceneTensor, weight: Tensor | None, bias: Tensor | None) -> Scene
 
 @rule(*named("group_norm"))
 def group_norm(
-    input: SceneTensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
+    input: SceneTensor,
+    num_groups: int,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
 ) -> SceneTensor:
     """Group norm over the whole scene."""
     return _affine(_grouped(input, num_groups, eps, "group_norm"), weight, bias)
 
 
-@rule(*named("instance_norm"))
+@rule(F.instance_norm)
 def instance_norm(
     input: SceneTensor,
     running_mean: Tensor | None = None,
@@ -262,7 +273,6 @@ def instance_norm(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
-    *_: Any,
 ) -> SceneTensor:
     """Instance norm over the whole scene: group norm with a group a channel."""
     if not use_input_stats:
@@ -285,7 +295,7 @@ def layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-    *_: Any,
+    cudnn_enable: bool = True,
 ) -> SceneTensor:
     """Layer norm over trailing dimensions; local unless a cut lies in them."""
     first = input.dim() - len(normalized_shape)

@@ -26,7 +26,10 @@ from rsseglab.spatial.tensor import (
     refusal,
     relaid,
     rule,
+    same_layout,
+    view_rule,
     window,
+    written,
 )
 
 ELEMENTWISE = """
@@ -67,13 +70,8 @@ def aligned(
         a function from the index of a held tile to what the operand contributes there.
     """
     shape = torch.broadcast_shapes(*(o.shape for o in operands if isinstance(o, Tensor)))
+    same_layout(operands, name)
     cut_ones = [o for o in operands if is_cut(o)]
-    for one in cut_ones:
-        if one.layout != cut_ones[0].layout:
-            raise SpatialError(
-                f"{name} on {[list(o.shape) for o in cut_ones]}: the tensors are cut by different layouts or "
-                "meshes; cut both by one layout."
-            )
 
     def follows(o: Any) -> bool:
         """True if the result can be cut as ``o`` is."""
@@ -107,15 +105,15 @@ def _local(operand: Any, lead: SceneTensor, axes: Axes, shape: Sequence[int], na
         return lambda k: operand
     if len(present) == len(here):
         return lambda k: window(operand, here, lead.layout.held[k])
-    # a plain tensor with rows of the scene but a single column, in a grid
-    wide = operand.expand(
-        [shape[d + ahead] if any(a.dim == d for a in here) else n for d, n in enumerate(operand.shape)]
-    )
-    return lambda k: window(wide, here, lead.layout.held[k])
+    # a plain tensor with rows of the scene but a single column, or with columns alone, on a grid
+    wide = operand.reshape((1,) * ahead + tuple(operand.shape))
+    wide = wide.expand([shape[d] if any(a.dim == d for a in axes) else n for d, n in enumerate(wide.shape)])
+    return lambda k: window(wide, axes, lead.layout.held[k])
 
 
 def local_to(operand: Tensor, lead: SceneTensor, axes: Axes, name: str) -> list[Tensor]:
     """The held tiles of ``operand`` (cut or plain), cut at ``axes``; its other dimensions are its own."""
+    same_layout([operand, lead], name)
     if is_cut(operand):
         return list(relaid(operand, axes, name).tiles)
     return [window(operand, axes, tile) for tile in lead.layout.held]
@@ -126,9 +124,11 @@ def elementwise(function: Any) -> Callable[..., Any]:
     name = getattr(function, "__name__", str(function))
 
     def handler(*args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("out") is not None:
-            raise refusal(f"{name}(out=...)", args, why="can't write across tiles; use the returned tensor")
         first = args[0] if args else None
+        if name == "where" and len(args) == 1:
+            raise refusal("where(condition)", args, why="has as many results as the scene has of them")
+        if name == "type" and len(args) == 1 and not kwargs:
+            return args[0].tiles[0].type()
         if is_cut(first) and not any(isinstance(v, Tensor) for v in (*args[1:], *kwargs.values())):
             results = [function(tile, *args[1:], **kwargs) for tile in first.tiles]
             return first if results[0] is first.tiles[0] else first.like(results)
@@ -155,12 +155,14 @@ def inplace(function: Any) -> Callable[..., Any]:
             raise refusal(name, (target, *args), why="writes a cut tensor into a plain one")
         values = [target, *args, *kwargs.values()]
         shape = torch.broadcast_shapes(*(v.shape for v in values if isinstance(v, Tensor)))
+        same_layout(values, name)
         if shape != target.shape:
             raise refusal(name, (target, *args), why=f"would write {list(shape)} into {list(target.shape)}")
         locals_ = [_local(value, target, target.axes, target.shape, name) for value in values]
         for k, tile in enumerate(target.tiles):
             here = [local(k) for local in locals_[1:]]
             function(tile, *here[: len(args)], **dict(zip(kwargs, here[len(args) :], strict=True)))
+        written(target)
         return target
 
     return handler
@@ -170,6 +172,7 @@ for _function in named(*ELEMENTWISE.split()):
     RULES[_function] = elementwise(_function)
 for _function in named(*INPLACE.split()):
     RULES[_function] = inplace(_function)
+view_rule(*named("contiguous"))(elementwise(Tensor.contiguous))
 
 
 PROPERTIES = """

@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rsseglab.spatial.cut import Interval
+from rsseglab.spatial.cut import Interval, map_axes
 from rsseglab.spatial.exchange import gather, reduce_sum
+from rsseglab.spatial.layout import Layout
 from rsseglab.spatial.rules.convolution import conv_needs
 from rsseglab.spatial.rules.resize import tapped
-from rsseglab.spatial.tensor import SceneTensor, named, refusal, rule
+from rsseglab.spatial.tensor import SceneTensor, named, refusal, relaid, rule
 from rsseglab.spatial.windows import Needs, View, as_map, intervals, missing, pair, windowed
 
 Pair = int | Sequence[int]
@@ -170,6 +171,8 @@ def adaptive_max_pool2d(input: SceneTensor, output_size: Any, return_indices: bo
             return bin_.new_full(bin_.shape[:2], float("-inf")) + bin_.sum((2, 3))
         return bin_.flatten(2).max(2).values
 
+    # Of equal values the first in reading order counts, and only bands of rows are read in the scene's order.
+    x = relaid(x, map_axes(Layout(x.layout.parts), x.shape[2], x.shape[3]), "adaptive_max_pool2d")
     tops = gather(x.layout, [_over_bins(x, bins, k, largest) for k in range(len(x.tiles))], "adaptive_max_pool2d")
     return tops.max(0).values
 

@@ -15,12 +15,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rsseglab.spatial.cut import Axis, moved, window_of
-from rsseglab.spatial.exchange import gather, reduce_sum
-from rsseglab.spatial.layout import bounds
+from rsseglab.spatial.errors import SpatialError
+from rsseglab.spatial.exchange import all_reduce_, gather, reduce_sum
+from rsseglab.spatial.layout import Layout, bounds
 from rsseglab.spatial.rules.pointwise import elementwise
 from rsseglab.spatial.tensor import SceneTensor, banded, is_cut, named, refusal, relaid, rule
+from rsseglab.spatial.windows import connected
 
 Dims = int | Sequence[int] | None
 
@@ -81,9 +84,18 @@ def sum_(x: SceneTensor, dim: Dims = None, keepdim: bool = False, *, dtype: torc
 @rule(*named("mean"))
 def mean(x: SceneTensor, dim: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Any:
     """Mean over the scene's count."""
+    if not (dtype or x.dtype).is_floating_point:
+        raise SpatialError(
+            f"mean: the scene {list(x.shape)} is of {x.dtype}, whose mean is undefined; convert it first."
+        )
     target = dtype or x.dtype
     count = prod(x.shape[d] for d in _dims(x, dim))
     return (sum_(x, dim, keepdim, dtype=torch.promote_types(target, torch.float32)) / count).to(target)
+
+
+def _no_dim(dim: Any, unbiased: bool) -> tuple[Any, bool]:
+    """``x.var(False)`` means the whole scene, biased."""
+    return (None, dim) if isinstance(dim, bool) else (dim, unbiased)
 
 
 def _centred(x: SceneTensor, dim: Dims) -> Any:
@@ -93,13 +105,14 @@ def _centred(x: SceneTensor, dim: Dims) -> Any:
 @rule(*named("var"))
 def var(
     x: SceneTensor,
-    dim: Dims = None,
+    dim: Dims | bool = None,
     unbiased: bool = True,
     keepdim: bool = False,
     *,
     correction: float | None = None,
 ) -> Any:
     """Variance about the scene's mean, in two passes."""
+    dim, unbiased = _no_dim(dim, unbiased)
     correction = (1 if unbiased else 0) if correction is None else correction
     count = prod(x.shape[d] for d in _dims(x, dim))
     squares = elementwise(torch.square)(_centred(x, dim))
@@ -107,23 +120,32 @@ def var(
 
 
 @rule(*named("std"))
-def std(x: SceneTensor, dim: Dims = None, *args: Any, **kwargs: Any) -> Any:
+def std(x: SceneTensor, dim: Dims | bool = None, *args: Any, **kwargs: Any) -> Any:
     """Standard deviation."""
     return var(x, dim, *args, **kwargs).sqrt()
 
 
 @rule(*named("var_mean"))
-def var_mean(x: SceneTensor, dim: Dims = None, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+def var_mean(
+    x: SceneTensor,
+    dim: Dims | bool = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> tuple[Any, Any]:
     """Variance and mean."""
-    keepdim = kwargs.get("keepdim", args[1] if len(args) > 1 else False)
-    return var(x, dim, *args, **kwargs), mean(x, dim, keepdim)
+    dim, unbiased = _no_dim(dim, unbiased)
+    return var(x, dim, unbiased, keepdim, correction=correction), mean(x, dim, keepdim)
 
 
-@rule(*named("norm", "vector_norm"))
-def norm(x: SceneTensor, p: Any = 2, dim: Dims = None, keepdim: bool = False, **kwargs: Any) -> Any:
+@rule(torch.linalg.vector_norm)
+def vector_norm(
+    x: SceneTensor, ord: float = 2, dim: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Any:
     """The p-norm of all values along ``dim``; with a zero subgradient at zero, as torch has it."""
-    p = kwargs.get("ord", p)
-    p = 2.0 if p in (None, "fro") else float(p)
+    p = float(ord)
+    x = x if dtype is None else x.map(lambda t: t.to(dtype))
     dims = _dims(x, dim)
     if all(a.dim not in dims for a in x.axes):
         return reduced(x, dim, keepdim, lambda t, d: torch.linalg.vector_norm(t, p, d, True), lambda s: s[0], "norm")
@@ -133,42 +155,93 @@ def norm(x: SceneTensor, p: Any = 2, dim: Dims = None, keepdim: bool = False, **
         raise refusal(f"norm(p={p})", (x,))
     powers = elementwise(torch.square)(x) if p == 2 else elementwise(torch.pow)(elementwise(torch.abs)(x), p)
     total = sum_(powers, dim, keepdim)
+    if is_cut(total):
+        return total.map(lambda t: _root(t, p))
+    return _root(total, p)
+
+
+def _root(total: Tensor, p: float) -> Tensor:
     zero = total == 0
-    root = total.masked_fill(zero, 1.0) ** (1 / p)
-    return root.masked_fill(zero, 0.0)
+    return (total.masked_fill(zero, 1.0) ** (1 / p)).masked_fill(zero, 0.0)
+
+
+@rule(torch.norm, Tensor.norm)
+def norm(x: SceneTensor, p: Any = "fro", dim: Dims = None, keepdim: bool = False, dtype: Any = None) -> Any:
+    """``torch.norm``: a p-norm of values, of which Frobenius' is the one with p = 2."""
+    if p == "nuc":
+        raise refusal("norm(p='nuc')", (x,))
+    return vector_norm(x, 2.0 if p in (None, "fro") else p, dim, keepdim, dtype=dtype)
+
+
+@rule(torch.linalg.norm)
+def linalg_norm(
+    x: SceneTensor, ord: Any = None, dim: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Any:
+    """A vector norm along one dimension, or of all values; of two dimensions it would be a matrix norm."""
+    one = isinstance(dim, int) or (dim is not None and len(dim) == 1)
+    if not (one or ord is None or (ord == "fro" and dim is not None)):
+        raise refusal("linalg.norm of matrices", (x,), why="has no rule: write one, or use torch.linalg.vector_norm")
+    return vector_norm(x, 2.0 if ord in (None, "fro") else ord, dim, keepdim, dtype=dtype)
 
 
 @rule(*named("normalize"))
-def normalize(x: SceneTensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Any = None) -> Any:
+def normalize(x: SceneTensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Any:
     """Divide by the norm along ``dim``."""
     if all(a.dim != dim % x.dim() for a in x.axes):
         return x.map(lambda t: F.normalize(t, p, dim, eps))
     return elementwise(torch.div)(x, norm(x, p, dim, True).clamp_min(eps))
 
 
-def _extreme(function: Any, x: SceneTensor, dim: Dims, keepdim: bool, worst: float, name: str) -> Any:
-    if not x.is_floating_point():
-        worst = int(torch.iinfo(x.dtype).min if worst < 0 else torch.iinfo(x.dtype).max)
+class _Extreme(torch.autograd.Function):
+    """The extreme of all tiles; its gradient is spread evenly over all places that reach it, as torch has it."""
 
-    def local(tile: Tensor, dims: tuple[int, ...]) -> Tensor:
-        if all(tile.shape[d] for d in dims):
-            return function(tile, dims, keepdim=True)  # type: ignore[no-any-return]
-        shape = [1 if d in dims else n for d, n in enumerate(tile.shape)]
-        return tile.new_full(shape, worst) + 0 * tile.sum()
+    @staticmethod
+    def forward(ctx: Any, layout: Layout, function: Any, dims: tuple[int, ...], name: str, *tiles: Tensor) -> Tensor:
+        held = [function(t, dims, keepdim=True) for t in tiles if all(t.shape[d] for d in dims)]
+        shape = [1 if d in dims else n for d, n in enumerate(tiles[0].shape)]
+        there = torch.full(shape, bool(held), device=tiles[0].device)
+        mine = function(torch.stack(held), 0) if held else tiles[0].new_zeros(shape)
+        if layout.mesh is None:
+            top = mine
+        else:  # a rank may hold nothing: the others' extremes count
+            every, who = gather(layout, [mine], name), gather(layout, [there.to(mine.dtype)], name)
+            top = function(torch.stack([v for v, w in zip(every, who, strict=True) if bool(w.all())]), 0)
+        ctx.layout, ctx.dims, ctx.name = layout, dims, name
+        ctx.save_for_backward(top, *tiles)
+        return top
 
-    return reduced(x, dim, keepdim, local, lambda parts: function(gather(x.layout, parts, name), 0), name)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        top, *tiles = ctx.saved_tensors
+        reach = [t == top for t in tiles]
+        count = torch.stack([r.sum(ctx.dims, keepdim=True) for r in reach]).sum(0)
+        name = f"backward of {ctx.name}"
+        count = all_reduce_(count, ctx.layout, name)
+        share = all_reduce_(grad.clone(), ctx.layout, name) / count
+        return (None,) * 4 + tuple(r * share for r in reach)
+
+
+def _extreme(function: Any, x: SceneTensor, dim: Dims, keepdim: bool, name: str) -> Any:
+    dims = _dims(x, dim)
+    if any(a.dim not in dims for a in x.axes):  # a cut that stays: no tile is empty along what is reduced
+        return reduced(x, dim, keepdim, lambda t, d: function(t, d, keepdim=True), lambda parts: parts[0], name)
+    if x.dtype == torch.bool:
+        return _extreme(function, x.map(lambda t: t.to(torch.uint8)), dim, keepdim, name).bool()
+    top = _Extreme.apply(x.layout, function, dims, name, *x.tiles)
+    return top if keepdim else top.reshape([n for d, n in enumerate(x.shape) if d not in dims])
 
 
 @rule(*named("amax"))
 def amax(x: SceneTensor, dim: Dims = None, keepdim: bool = False) -> Any:
     """Largest value."""
-    return _extreme(torch.amax, x, dim, keepdim, float("-inf"), "amax")
+    return _extreme(torch.amax, x, dim, keepdim, "amax")
 
 
 @rule(*named("amin"))
 def amin(x: SceneTensor, dim: Dims = None, keepdim: bool = False) -> Any:
     """Smallest value."""
-    return _extreme(torch.amin, x, dim, keepdim, float("inf"), "amin")
+    return _extreme(torch.amin, x, dim, keepdim, "amin")
 
 
 def _with_index(x: SceneTensor, k: int, dim: int, largest: bool, keepdim: bool, name: str) -> tuple[Any, Any]:
@@ -180,10 +253,12 @@ def _with_index(x: SceneTensor, k: int, dim: int, largest: bool, keepdim: bool, 
         x = relaid(x, (Axis(other.dim, bounds(other.length, x.layout.parts), other.outer, other.inner),), name)
         hit = []
     if not hit:
-        both = [t.topk(k, dim, largest) for t in x.tiles]
+        both = [_extreme_of(t, dim, largest) if k == 1 else t.topk(k, dim, largest) for t in x.tiles]
         shape = (*x.shape[:dim], k, *x.shape[dim + 1 :])
         return x.like([b.values for b in both], shape), x.like([b.indices for b in both], shape)
     x = banded(x, dim, name)
+    if k == 1:
+        return _first_extreme(x, dim, largest, name)
     worst = float("-inf") if largest else float("inf")
     values, places = [], []
     for tile_number, tile in zip(x.layout.held, x.tiles, strict=True):
@@ -195,6 +270,35 @@ def _with_index(x: SceneTensor, k: int, dim: int, largest: bool, keepdim: bool, 
     all_values = torch.cat(gather(x.layout, values, name).unbind(0), dim)
     all_places = torch.cat(gather(x.layout, places, name).unbind(0), dim)
     best = all_values.topk(k, dim, largest)
+    return best.values, all_places.gather(dim, best.indices)
+
+
+def _extreme_of(x: Tensor, dim: int, largest: bool) -> Any:
+    """The extreme, NaN before all, and the first place that reaches it: what ``topk`` does not promise."""
+    return torch.max(x, dim, keepdim=True) if largest else torch.min(x, dim, keepdim=True)
+
+
+def _first_extreme(x: SceneTensor, dim: int, largest: bool, name: str) -> tuple[Any, Any]:
+    """The extreme along the cut dimension and the first place in the scene that reaches it."""
+    values, places = [], []
+    shape = [1 if d == dim else n for d, n in enumerate(x.tiles[0].shape)]
+    for tile_number, tile in zip(x.layout.held, x.tiles, strict=True):
+        ((start, stop),) = window_of(x.axes, tile_number)
+        if start < stop:
+            best = _extreme_of(tile, dim, largest)
+            values.append(best.values)
+            places.append(best.indices + start)
+        else:
+            values.append(connected(shape, tile))
+            places.append(torch.zeros(shape, dtype=torch.int64, device=tile.device))
+    filled = [
+        tile
+        for tile, ((start, stop),) in enumerate(window_of(x.axes, t) for t in range(x.layout.parts))
+        if start < stop
+    ]
+    all_values = torch.cat([gather(x.layout, values, name)[tile] for tile in filled], dim)
+    all_places = torch.cat([gather(x.layout, places, name)[tile] for tile in filled], dim)
+    best = _extreme_of(all_values, dim, largest)
     return best.values, all_places.gather(dim, best.indices)
 
 
@@ -251,11 +355,17 @@ def no_truth(x: SceneTensor, *args: Any, **kwargs: Any) -> Any:
     raise refusal("any, all and count_nonzero", (x,), why="have no rule; use (mask.sum() > 0)")
 
 
+def _finite(top: Tensor) -> Tensor:
+    """What is taken off before exp: nothing where all is -inf, or something is inf."""
+    top = top.detach()
+    return top.masked_fill(top.isinf(), 0)
+
+
 @rule(*named("logsumexp"))
 def logsumexp(x: SceneTensor, dim: Dims, keepdim: bool = False) -> Any:
     """Log sum exp, about the scene's maximum."""
     top = amax(x, dim, True)
-    top = top.detach() if not is_cut(top) else top.map(torch.Tensor.detach)
+    top = _finite(top) if not is_cut(top) else top.map(_finite)
     total = sum_(elementwise(torch.exp)(elementwise(torch.sub)(x, top)), dim, True)
     y = elementwise(torch.add)(elementwise(torch.log)(total), top) if is_cut(total) else total.log() + top
     return y if keepdim else y.squeeze(_dims(x, dim))

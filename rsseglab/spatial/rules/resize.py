@@ -83,7 +83,12 @@ def tap_needs(taps: Taps) -> Needs:
 
 
 def apply_taps(window: Tensor, dim: int, view: View, taps: Taps, maximum: bool = False) -> Tensor:
-    """Weighted sum (or maximum) of the taps of the rows ``view.out`` of a window that starts at its span."""
+    """Weighted sum (or first maximum) of the taps of the rows ``view.out`` of a window that starts at its span.
+
+    In float32 at least; a tap of no weight does not count, whatever stands there.
+    """
+    half = window
+    window = window.to(torch.promote_types(window.dtype, torch.float32)) if window.is_floating_point() else window
     index = (taps[0][view.out[0] : view.out[1]] - view.span.start).to(window.device)
     weight = taps[1][view.out[0] : view.out[1]].to(window)
     along = [1] * window.dim()
@@ -92,21 +97,23 @@ def apply_taps(window: Tensor, dim: int, view: View, taps: Taps, maximum: bool =
     for k in range(index.shape[1]):
         rows = window.index_select(dim, index[:, k])
         if maximum:
-            y = rows if y is None else torch.maximum(y, rows)
+            y = rows if y is None else torch.where((rows > y) | rows.isnan(), rows, y)
         elif index.shape[1] == 1:
             y = rows
         else:
             share = weight[:, k].reshape(along)
+            rows = rows if bool(share.all()) else rows.masked_fill(share == 0, 0)
             y = rows * share if y is None else torch.addcmul(y, rows, share)
     assert isinstance(y, Tensor)
-    return y
+    return y.to(half.dtype)
 
 
 def tapped(x: SceneTensor, taps: tuple[Taps, Taps], name: str, maximum: bool = False) -> SceneTensor:
     """A map whose rows and columns are taps of those of ``x``."""
 
     def compute(window: Tensor, rows: View, cols: View) -> Tensor:
-        for dim, view, along in ((2, rows, taps[0]), (3, cols, taps[1])):
+        order = ((2, rows, taps[0]), (3, cols, taps[1]))
+        for dim, view, along in reversed(order) if maximum else order:  # the first maximum in reading order
             if not _identity(along, window.shape[dim], view):
                 window = apply_taps(window, dim, view, along, maximum)
         return window

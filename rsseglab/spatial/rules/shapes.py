@@ -16,7 +16,19 @@ from torch import Tensor
 from rsseglab.spatial.cut import local_shape, map_axes, moved, on_multiples, viewed, window_of
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.exchange import Rect, fetch
-from rsseglab.spatial.tensor import SceneTensor, getter, join, named, refusal, relaid, rule, window
+from rsseglab.spatial.tensor import (
+    Copied,
+    SceneTensor,
+    fetch_windows,
+    getter,
+    join,
+    named,
+    refusal,
+    relaid,
+    rule,
+    view_rule,
+    window,
+)
 
 
 def _sizes(given: Sequence[Any]) -> tuple[int, ...]:
@@ -24,7 +36,7 @@ def _sizes(given: Sequence[Any]) -> tuple[int, ...]:
     return tuple(int(n) for n in (given[0] if len(given) == 1 and isinstance(given[0], list | tuple) else given))
 
 
-@rule(*named("view", "reshape"))
+@view_rule(*named("view", "reshape"))
 def view(x: SceneTensor, *sizes: Any, **kwargs: Any) -> Any:
     """Read the same elements by other dimensions."""
     sizes = sizes or tuple(kwargs.values())
@@ -55,25 +67,25 @@ def _reread(x: SceneTensor, shape: tuple[int, ...]) -> Any:
     """
     whole = join(x).reshape(shape)
     if len(shape) != 4:
-        return whole
+        return whole.as_subclass(Copied)
     axes = map_axes(x.layout, shape[2], shape[3])
     return x.like([window(whole, axes, tile) for tile in x.layout.held], shape, axes)
 
 
-@rule(*named("view_as", "reshape_as"))
+@view_rule(*named("view_as", "reshape_as"))
 def view_as(x: SceneTensor, other: Tensor) -> Any:
     """``view`` with another tensor's shape."""
     return view(x, *other.shape)
 
 
-@rule(*named("flatten"))
+@view_rule(*named("flatten"))
 def flatten(x: SceneTensor, start_dim: int = 0, end_dim: int = -1) -> Any:
     """Merge dimensions."""
     first, last = start_dim % x.dim(), end_dim % x.dim()
     return view(x, *x.shape[:first], prod(x.shape[first : last + 1]), *x.shape[last + 1 :])
 
 
-@rule(*named("unflatten"))
+@view_rule(*named("unflatten"))
 def unflatten(x: SceneTensor, dim: int, sizes: Sequence[int]) -> Any:
     """Split a dimension."""
     d = dim % x.dim()
@@ -81,7 +93,7 @@ def unflatten(x: SceneTensor, dim: int, sizes: Sequence[int]) -> Any:
     return view(x, *x.shape[:d], *(x.shape[d] // known if n == -1 else n for n in sizes), *x.shape[d + 1 :])
 
 
-@rule(*named("unsqueeze"))
+@view_rule(*named("unsqueeze"))
 def unsqueeze(x: SceneTensor, dim: int) -> SceneTensor:
     """Insert a dimension of one."""
     d = dim % (x.dim() + 1)
@@ -89,7 +101,7 @@ def unsqueeze(x: SceneTensor, dim: int) -> SceneTensor:
     return x.like([t.unsqueeze(d) for t in x.tiles], (*x.shape[:d], 1, *x.shape[d:]), axes)
 
 
-@rule(*named("squeeze"))
+@view_rule(*named("squeeze"))
 def squeeze(x: SceneTensor, dim: int | Sequence[int] | None = None) -> SceneTensor:
     """Drop dimensions of one; a cut dimension of one row stays cut in what is left."""
     dims = range(x.dim()) if dim is None else [d % x.dim() for d in ((dim,) if isinstance(dim, int) else dim)]
@@ -101,7 +113,7 @@ def squeeze(x: SceneTensor, dim: int | Sequence[int] | None = None) -> SceneTens
     return x.like(tiles, [x.shape[d] for d in kept], moved(x.axes, {d: k for k, d in enumerate(kept)}))
 
 
-@rule(*named("permute"))
+@view_rule(*named("permute"))
 def permute(x: SceneTensor, *dims: Any, **kwargs: Any) -> SceneTensor:
     """Rename dimensions."""
     order = [d % x.dim() for d in _sizes(dims or tuple(kwargs.values()))]
@@ -109,7 +121,7 @@ def permute(x: SceneTensor, *dims: Any, **kwargs: Any) -> SceneTensor:
     return x.like([t.permute(order) for t in x.tiles], shape, moved(x.axes, {d: k for k, d in enumerate(order)}))
 
 
-@rule(*named("transpose", "swapaxes", "swapdims"))
+@view_rule(*named("transpose", "swapaxes", "swapdims"))
 def transpose(x: SceneTensor, dim0: int, dim1: int) -> SceneTensor:
     """Exchange two dimensions."""
     order = list(range(x.dim()))
@@ -117,7 +129,7 @@ def transpose(x: SceneTensor, dim0: int, dim1: int) -> SceneTensor:
     return permute(x, *order)
 
 
-@rule(*named("movedim", "moveaxis"))
+@view_rule(*named("movedim", "moveaxis"))
 def movedim(x: SceneTensor, source: Any, destination: Any) -> SceneTensor:
     """Move dimensions."""
     sources, targets = ([d % x.dim() for d in ((v,) if isinstance(v, int) else v)] for v in (source, destination))
@@ -127,20 +139,20 @@ def movedim(x: SceneTensor, source: Any, destination: Any) -> SceneTensor:
     return permute(x, *order)
 
 
-@rule(getter("T"), getter("mT"))
+@view_rule(getter("mT"))
 def matrix_transpose(x: SceneTensor) -> SceneTensor:
     """Exchange the last two dimensions."""
     return transpose(x, -2, -1)
 
 
-@rule(*named("expand", "broadcast_to"))
+@view_rule(*named("expand", "broadcast_to"))
 def expand(x: SceneTensor, *sizes: Any, **kwargs: Any) -> Any:
     """Repeat dimensions of one, without copies."""
     shape = list(_sizes(sizes or tuple(kwargs.values())))
     ahead = len(shape) - x.dim()
     shape = [x.shape[k - ahead] if n == -1 else n for k, n in enumerate(shape)]
     if any(shape[a.dim + ahead] != x.shape[a.dim] for a in x.axes):
-        return join(x).expand(shape)  # a single row, wanted by all
+        return join(x).expand(shape).as_subclass(Copied)  # a single row, wanted by all
     axes = moved(x.axes, {d: d + ahead for d in range(x.dim())})
     tiles = [t.expand(local_shape(shape, axes, k)) for k, t in zip(x.layout.held, x.tiles, strict=True)]
     return x.like(tiles, shape, axes)
@@ -163,6 +175,44 @@ def repeat(x: SceneTensor, *sizes: Any) -> SceneTensor:
         raise refusal("repeat", (x,), why="would repeat a cut dimension")
     shape = [t * n for t, n in zip(times, [1] * ahead + list(x.shape), strict=True)]
     return x.like([t.repeat(times) for t in x.tiles], shape, moved(x.axes, {d: d + ahead for d in range(x.dim())}))
+
+
+@rule(*named("flip"))
+def flip(x: SceneTensor, *dims: Any, **kwargs: Any) -> SceneTensor:
+    """Mirror dimensions: of a cut one, a tile's rows come from the scene's other end."""
+    for dim in (d % x.dim() for d in _sizes(dims or tuple(kwargs.values()))):
+        k = next((k for k, a in enumerate(x.axes) if a.dim == dim), None)
+        if k is not None:
+            if not x.axes[k].simple:
+                raise refusal("flip", (x,), why="can't mirror a dimension in which the cut is merged with others")
+            length, windows = x.axes[k].length, x.tile_windows
+            mirrored = [(*w[:k], (length - w[k][1], length - w[k][0]), *w[k + 1 :]) for w in windows]
+            x = x.like(fetch_windows(x, mirrored, "flip"))
+        x = x.map(lambda t, d=dim: t.flip(d))  # type: ignore[misc]
+    return x
+
+
+@rule(*named("fliplr"))
+def fliplr(x: SceneTensor) -> SceneTensor:
+    """Mirror dimension 1."""
+    return flip(x, 1)
+
+
+@rule(*named("flipud"))
+def flipud(x: SceneTensor) -> SceneTensor:
+    """Mirror dimension 0."""
+    return flip(x, 0)
+
+
+@rule(*named("rot90"))
+def rot90(x: SceneTensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> SceneTensor:
+    """Turn by quarters from the first dimension towards the second; the cut turns with the scene."""
+    first, second = dims
+    if k % 4 == 2:
+        return flip(x, first, second)
+    if k % 4 == 1:
+        return transpose(flip(x, second), first, second)
+    return flip(transpose(x, first, second), second) if k % 4 else x
 
 
 @rule(*named("roll"))

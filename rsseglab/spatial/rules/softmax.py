@@ -16,8 +16,9 @@ from rsseglab.spatial.tensor import SceneTensor, is_cut, named, rule
 
 
 @rule(*named("softmax"))
-def softmax(x: SceneTensor, dim: int, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> Any:
-    """Softmax along ``dim``."""
+def softmax(x: SceneTensor, dim: int, _stacklevel: Any = 3, dtype: torch.dtype | None = None) -> Any:
+    """Softmax along ``dim``; ``torch.softmax`` has the dtype third, ``F.softmax`` fourth."""
+    dtype = _stacklevel if isinstance(_stacklevel, torch.dtype) else dtype
     if all(a.dim != dim % x.dim() for a in x.axes):
         return x.map(lambda t: F.softmax(t, dim, dtype=dtype))
     x = x if dtype is None else x.map(lambda t: t.to(dtype))
@@ -28,8 +29,9 @@ def softmax(x: SceneTensor, dim: int, *_: Any, dtype: torch.dtype | None = None,
 
 
 @rule(*named("log_softmax"))
-def log_softmax(x: SceneTensor, dim: int, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> Any:
+def log_softmax(x: SceneTensor, dim: int, _stacklevel: Any = 3, dtype: torch.dtype | None = None) -> Any:
     """Log-softmax along ``dim``."""
+    dtype = _stacklevel if isinstance(_stacklevel, torch.dtype) else dtype
     if all(a.dim != dim % x.dim() for a in x.axes):
         return x.map(lambda t: F.log_softmax(t, dim, dtype=dtype))
     x = x if dtype is None else x.map(lambda t: t.to(dtype))

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rsseglab.spatial.rules.convolution import conv2d, conv_transpose2d
 from rsseglab.spatial.rules.shapes import flatten, view
-from rsseglab.spatial.tensor import SceneTensor, named, rule
+from rsseglab.spatial.tensor import SceneTensor, rule
 from rsseglab.spatial.windows import pair
 
 Pair = int | Sequence[int]
@@ -28,20 +29,15 @@ def _taps(channels: int, kernel: tuple[int, int], like: Tensor) -> Tensor:
     return eye.repeat(channels, 1, 1, 1)
 
 
-@rule(*named("unfold"))
-def unfold(input: Any, kernel_size: Pair, *args: Any, **kwargs: Any) -> Any:
-    """Windows of a map as columns, (B, C k k, L); of a tensor along a dimension, there is no rule."""
-    return _unfold(input, kernel_size, *args, **kwargs)
+@rule(F.unfold)
+def unfold(input: SceneTensor, kernel_size: Pair, dilation: Pair = 1, padding: Pair = 0, stride: Pair = 1) -> Any:
+    """Windows of a map as columns, (B, C k k, L). ``Tensor.unfold``, along one dimension, is another function."""
+    kernel, channels = pair(kernel_size), input.shape[1]
+    y = conv2d(input, _taps(channels, kernel, input.tiles[0]), None, stride, padding, dilation, channels)
+    return flatten(y, 2)
 
 
-def _unfold(x: SceneTensor, kernel_size: Pair, dilation: Pair = 1, padding: Pair = 0, stride: Pair = 1) -> SceneTensor:
-    kernel, channels = pair(kernel_size), x.shape[1]
-    y = conv2d(x, _taps(channels, kernel, x.tiles[0]), None, stride, padding, dilation, channels)
-    columns: SceneTensor = flatten(y, 2)
-    return columns
-
-
-@rule(*named("fold"))
+@rule(F.fold)
 def fold(
     input: SceneTensor,
     output_size: Pair,
