@@ -217,6 +217,7 @@ CASES = {
         lambda x, a: F.scaled_dot_product_attention(*[tokens(x)[:, None]] * 3, attn_mask=a),
         [w(1, 143, 143)],
     ),
+    "attention causal": (lambda x: F.scaled_dot_product_attention(*[tokens(x)] * 3, is_causal=True), []),
     "attention by hand": (lambda x: (tokens(x) @ x.flatten(2)).softmax(-1) @ tokens(x), []),
     "attention reduced keys": (
         lambda x, a: F.scaled_dot_product_attention(tokens(x), *[tokens(F.conv2d(x, a, stride=4))] * 2),
@@ -274,6 +275,9 @@ LOSSES = {
     "bce": lambda x, t, s: F.binary_cross_entropy_with_logits(x, s.sigmoid(), pos_weight=w(4, 1, 1).abs()),
     "bce weight": lambda x, t, s: F.binary_cross_entropy_with_logits(x, s.sigmoid(), w(13, 11), reduction="sum"),
     "mse": lambda x, t, s: F.mse_loss(x, s),
+    "smooth l1 by place": lambda x, t, s: F.smooth_l1_loss(x, s, None, None, "sum", 0.3),
+    "bce by place": lambda x, t, s: F.binary_cross_entropy_with_logits(x, s.sigmoid(), w(13, 11), None, None, "mean"),
+    "one hot": lambda x, t, s: (x.softmax(1) * F.one_hot(t, 4).movedim(-1, 1)).mean(),
     "dice": lambda x, t, s: 1 - 2 * (x.softmax(1) * s).sum((0, 2, 3)) / (x.softmax(1) + s).sum((0, 2, 3)),
 }
 
@@ -341,6 +345,21 @@ def test_multi_head_attention(batch_first, need_weights):
             found.append([*results, *(p.grad for m in (net, other) for p in m.parameters())])
         for a, b in zip(*found, strict=True):
             assert relative(a, b, 1e-6) < 1e-10
+
+
+def test_attention_dropout_does_not_depend_on_the_cut():
+    """Attention, nn.MultiheadAttention and a transformer's layer in train mode: one seed, one function."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.3, batch_first=True).double().train()
+    x = torch.randn(2, 4, 13, 11, dtype=torch.float64)
+    for function in (lambda t: F.scaled_dot_product_attention(t, t, t, dropout_p=0.4), layer):
+        found = []
+        for layout in LAYOUTS:
+            torch.manual_seed(7)
+            found.append(join(function(tokens(cut(x, layout)))))
+        assert all(relative(y, found[0]) < 1e-12 for y in found)
+        torch.manual_seed(8)
+        assert relative(join(function(tokens(cut(x, Layout(3))))), found[0]) > 0.01
 
 
 def test_modules_with_padding_modes():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -31,8 +32,14 @@ def attention(
     enable_gqa: bool = False,
 ) -> Any:
     """Fused attention; queries stay where they are, keys and values are gathered, windows are their own."""
-    if dropout_p > 0 or is_causal or enable_gqa:
-        raise refusal("scaled_dot_product_attention(dropout_p > 0, is_causal or enable_gqa)", (query, key, value))
+    if enable_gqa:
+        raise refusal("scaled_dot_product_attention(enable_gqa=True)", (query, key, value))
+    if is_causal:
+        if attn_mask is not None:
+            raise refusal("scaled_dot_product_attention", (query,), why="takes attn_mask or is_causal, not both")
+        attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    if dropout_p > 0:
+        return _with_dropout(query, key, value, attn_mask, dropout_p, scale)
     if not is_cut(query) and not is_cut(attn_mask):
         return F.scaled_dot_product_attention(query, join(key), join(value), attn_mask, scale=scale)
     batch = query.dim() - 2
@@ -60,6 +67,14 @@ def attention(
         return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
 
     return _by_query(kernel, operands, labels, [*lead, n, e])
+
+
+def _with_dropout(query: Any, key: Any, value: Any, mask: Any, p: float, scale: float | None) -> Any:
+    """The same by hand, (N, M) scores and all: the coins follow the scores' place in the scene, as everywhere."""
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    return F.dropout(scores.softmax(-1), p) @ value
 
 
 def _by_query(kernel: Any, operands: list[Any], labels: list[list[int]], result: list[int]) -> Any:
@@ -106,13 +121,13 @@ def multi_head_attention(
     Returns:
         The output (N, B, E), and where ``need_weights`` the attention (B, N, M), or (B, heads, N, M).
     """
-    dropped = dropout_p > 0 and training
+    dropout_p = dropout_p if training else 0.0
     extras = (key_padding_mask, attn_mask, bias_k, bias_v, static_k, static_v)
-    if query.dim() != 3 or dropped or is_causal or add_zero_attn or any(extra is not None for extra in extras):
+    if query.dim() != 3 or is_causal or add_zero_attn or any(extra is not None for extra in extras):
         raise refusal(
             "multi_head_attention_forward",
             (query, key, value),
-            why="knows tokens (N, B, E) without masks, bias_k, bias_v, add_zero_attn, and with dropout=0",
+            why="knows tokens (N, B, E) without masks, bias_k, bias_v and add_zero_attn",
         )
     if use_separate_proj_weight:
         weights: tuple[Any, ...] = (q_proj_weight, k_proj_weight, v_proj_weight)
@@ -130,9 +145,10 @@ def multi_head_attention(
     attention_map = None
     if need_weights:
         attention_map = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+        attention_map = F.dropout(attention_map, dropout_p) if dropout_p else attention_map
         y = attention_map @ v
         attention_map = attention_map.mean(1) if average_attn_weights else attention_map
     else:
-        y = F.scaled_dot_product_attention(q, k, v)
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
     y = y.permute(2, 0, 1, 3).reshape(query.shape)
     return F.linear(y, out_proj_weight, out_proj_bias), attention_map

@@ -5,6 +5,7 @@ cross_entropy, mean:  sum_i w[y_i] l_i / sum_i w[y_i]   over the positions i tha
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch.nn.functional as F
@@ -108,19 +109,17 @@ def _counted(target: Tensor, x: SceneTensor, options: dict[str, Any]) -> Any:
 def _pointwise_loss(name: str) -> None:
     """A loss that compares position by position, then sums or averages over the scene."""
     stock = getattr(F, name)
+    options = signature(stock)
     compare = elementwise(stock)
 
-    @rule(*named(name))
-    def loss(input: Any, target: Any, *args: Any, reduction: str = "mean", **kwargs: Any) -> Any:
-        size_average, reduce = kwargs.pop("size_average", None), kwargs.pop("reduce", None)
-        if args and name in ("binary_cross_entropy_with_logits", "binary_cross_entropy"):
-            kwargs["weight"], args = args[0], args[1:]
-        if args:
-            raise refusal(f"{name} with positional options", (input, target), why="takes its options by name")
+    @rule(stock)
+    def loss(*args: Any, **kwargs: Any) -> Any:
+        given = dict(options.bind(*args, **kwargs).arguments)
+        input, target = given.pop("input"), given.pop("target")
+        how = _reduction(given.pop("size_average", None), given.pop("reduce", None), given.pop("reduction", "mean"))
         if tuple(input.shape) != tuple(target.shape):
             raise SpatialError(f"{name}: shapes {list(input.shape)} and {list(target.shape)} differ.")
-        each = compare(input, target, reduction="none", **{k: v for k, v in kwargs.items() if v is not None})
-        how = _reduction(size_average, reduce, reduction)
+        each = compare(input, target, reduction="none", **{k: v for k, v in given.items() if v is not None})
         return each if how == "none" else (sum_(each) if how == "sum" else mean(each))
 
 
@@ -133,3 +132,11 @@ for _name in (
     "huber_loss",
 ):
     _pointwise_loss(_name)
+
+
+@rule(*named("one_hot"))
+def one_hot(tensor: SceneTensor, num_classes: int = -1) -> SceneTensor:
+    """Class indices (...) to indicators (..., classes)."""
+    if num_classes < 0:
+        raise refusal("one_hot without num_classes", (tensor,), why="would ask all tiles for their largest: give it")
+    return tensor.like([F.one_hot(t, num_classes) for t in tensor.tiles], (*tensor.shape, num_classes))
