@@ -104,8 +104,17 @@ def viewed(shape: Shape, axes: Axes, new_shape: Shape) -> tuple[Axes, tuple[int,
     Raises:
         SpatialError: if the new shape breaks the cut dimension in a way that no cut can follow.
     """
-    followed, units = [], []
+    followed: list[Axis] = []
+    units: list[int] = []
     for axis in axes:
+        if axis.length == 1:  # any dimension of one row may carry it
+            taken = {a.dim for a in followed}
+            free = [d for d, n in enumerate(new_shape) if n == 1 and d not in taken]
+            if not free:
+                raise SpatialError(f"view of {list(shape)} as {list(new_shape)}: no dimension is left for the cut.")
+            followed.append(Axis(free[-1], axis.bounds))
+            units.append(1)
+            continue
         below = axis.inner * prod(shape[axis.dim + 1 :])  # elements under one step of the cut index
         for dim in range(len(new_shape)):
             under = prod(new_shape[dim + 1 :])

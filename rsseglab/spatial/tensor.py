@@ -235,6 +235,17 @@ def _share(x: SceneTensor, view: Any) -> None:
             view.store = x.store
 
 
+def wrap(dim: int, dims: int) -> int:
+    """A dimension counted from the front.
+
+    Raises:
+        IndexError: as torch has it, if there is no such dimension.
+    """
+    if not -dims <= dim < dims:
+        raise IndexError(f"Dimension out of range (expected to be in range of [{-dims}, {dims - 1}], but got {dim})")
+    return dim % dims
+
+
 def named(*names: str) -> list[Any]:
     """Every spelling of an operation: ``torch.x``, ``Tensor.x``, ``F.x``, and in ``torch._C._nn``."""
     homes = (torch, Tensor, F, torch._C._nn, torch.special, torch.linalg)

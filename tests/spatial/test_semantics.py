@@ -1,5 +1,6 @@
 """What torch promises beside values: views and in-place writes, ties, overloads, bounds, histories."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -250,3 +251,130 @@ def test_float32_norms_of_raw_numbers_are_as_exact_as_the_plain_call(norm, mean)
         for layout in (Layout(3), Layout(7), Layout(2, 2)):
             ours.append((join(norm(cut(x, layout))).detach() - exact).square().mean())
     assert torch.stack(ours).mean().sqrt() <= 1.5 * torch.stack(plain).mean().sqrt()
+
+
+# ---------------------------------------------------------------- found by attack: each was wrong once
+
+
+def gradient_of(function, x, layout):
+    x = x.clone().requires_grad_()
+    y = join(function(x if layout is None else cut(x, layout)))
+    (y * torch.cos(torch.arange(1.0, y.numel() + 1, dtype=y.dtype)).reshape(y.shape)).sum().backward()
+    return y.detach(), x.grad
+
+
+class ByHand(nn.Module):
+    """Batch norm from its equation: torch's own CPU kernel misreads some tensors with dimensions of one row."""
+
+    def forward(self, x):
+        dims = [d for d in range(x.dim()) if d != 1]
+        mean = x.mean(dims, keepdim=True)
+        return (x - mean) / (x.var(dims, unbiased=False, keepdim=True) + 1e-5).sqrt()
+
+
+@pytest.mark.parametrize("layout", [Layout(1, 8), Layout(12), Layout(3), Layout(2, 2)])
+def test_batch_norm_of_tiles_of_one_row_or_column(layout):
+    def around(norm):
+        return lambda x: F.gelu(norm(x.permute(0, 3, 2, 1).softmax(2).permute(0, 3, 2, 1)))
+
+    x = x64(2, 4, 12, 8)
+    ours = gradient_of(around(nn.BatchNorm2d(4, affine=False).double()), x, layout)
+    for a, b in zip(ours, gradient_of(around(ByHand()), x, None), strict=True):
+        assert relative(a, b) < 1e-10
+    trained = nn.BatchNorm2d(4).double().eval()
+    for a, b in zip(gradient_of(around(trained), x, layout), gradient_of(around(trained), x, None), strict=True):
+        assert relative(a, b) < 1e-10
+
+
+SIZES = {
+    "batch_norm of tokens": (lambda x: nn.BatchNorm1d(4).double()(x.flatten(2)), (4, 4, 12, 8)),
+    "std of a dead channel": (lambda x: F.relu(x - 100).std((2, 3)) + x.std((2, 3)), (2, 4, 12, 8)),
+    "plain.to(scene)": (lambda x: x + torch.arange(4.0).reshape(1, 4, 1, 1).to(x), (2, 4, 12, 8)),
+    "plain.type_as(scene)": (lambda x: x * torch.arange(4.0).reshape(1, 4, 1, 1).type_as(x), (2, 4, 12, 8)),
+    "scene.to(plain)": (lambda x: x.to(torch.zeros(3)).double(), (2, 4, 12, 8)),
+    "cropped to nothing": (lambda x: F.pad(F.avg_pool2d(x, (4, 1)), (-2, 0, 2, 0)), (2, 4, 12, 8)),
+    "fold of one pixel": (lambda x: F.fold(F.unfold(x, 3, padding=1), (1, 1), 3, padding=1), (2, 4, 1, 1)),
+    "one row viewed": (lambda x: x.view(x.shape[0], 4, 2, 6, 1, 1) * 2, (1, 4, 12, 1)),
+    "axial attention": (
+        lambda x: torch.einsum("bchw,bchv->bhwv", x, x).softmax(-1) @ x.permute(0, 2, 3, 1),
+        (2, 4, 12, 8),
+    ),
+    "Softmax()": (lambda x: nn.Softmax()(x), (2, 4, 12, 8)),
+    "roll by one of a tuple": (lambda x: torch.roll(torch.roll(x, 1, (2,)), (2,), 3), (2, 4, 12, 8)),
+    "take_along_dim": (lambda x: torch.take_along_dim(x, x.argmax(1, True), 1), (2, 4, 12, 8)),
+    "array as index": (lambda x: x[:, np.array([0, 2])], (2, 4, 12, 8)),
+    "baddbmm, beta 0": (
+        lambda x: torch.baddbmm(torch.full((1,), torch.nan).double(), x[:, 0], x[:, 1].mT, beta=0),
+        (2, 4, 12, 8),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Implicit dimension")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_and_spellings_that_were_wrong_once(name, layout):
+    function, shape = SIZES[name]
+    x = x64(*shape)
+    if layout.rows > shape[2] or layout.cols > shape[3]:
+        whole = x64(2, 4, 12, 12)  # a map that shrinks to this one inside the network
+        x, inner = whole, function
+        function = lambda x: inner(F.adaptive_avg_pool2d(x, shape[2:]) if shape[2:] != (1, 1) else F.avg_pool2d(x, 12))  # noqa: E731
+    for a, b in zip(gradient_of(function, x, layout), gradient_of(function, x, None), strict=True):
+        assert a.shape == b.shape and relative(a, b) < 1e-10
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_halves_do_not_overflow_where_torch_does_not(layout):
+    x = torch.full((1, 1, 70, 70), 100.0).half()
+    for function in (
+        lambda x: F.avg_pool2d(x, 32, 16, ceil_mode=True),
+        lambda x: F.adaptive_avg_pool2d(x, 3),
+        lambda x: (x * 3).norm(dim=(2, 3)),
+        lambda x: (x[:, :, ::2] * 5).var((2, 3)),
+        lambda x: x.sum((2, 3)) * 0 + x.mean((2, 3)),
+    ):
+        ours, plain = join(function(cut(x, layout))), function(x)
+        assert ours.dtype == plain.dtype and torch.allclose(ours, plain, rtol=2e-3, equal_nan=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_model_wholly_in_bfloat16(layout):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()).bfloat16()
+    x = torch.randn(2, 3, 16, 16).bfloat16()
+    y = join(net(cut(x, layout)))
+    assert y.dtype == torch.bfloat16 and torch.allclose(y, net(x), atol=0.1)
+    y.float().sum().backward()
+
+
+def test_places_of_the_largest_are_real_places_whatever_the_values():
+    x = torch.full((1, 1, 13, 4), float("-inf"))
+    x[..., 5, 2] = 1.0
+    places = join(cut(x, Layout(7)).flatten(2).topk(40, -1).indices)
+    assert places[0, 0, 0] == 22 and len(set(places[0, 0].tolist())) == 40
+    with pytest.raises(SpatialError, match="give at most"):
+        cut(x, Layout(7)).flatten(2).topk(60, -1)
+
+
+def test_dropout_of_channels_in_place():
+    scene = cut(torch.ones(4, 8, 12, 8), Layout(3))
+    torch.manual_seed(0)
+    F.dropout2d(scene, 0.5, True, inplace=True)
+    dropped = join(scene)
+    assert dropped.unique().tolist() == [0.0, 2.0] and torch.equal(dropped.amax((2, 3)), dropped.amin((2, 3)))
+
+
+def test_odd_calls_are_refused_or_answered_as_torch_does():
+    scene = cut(torch.ones(1, 4, 12, 8), Layout(3))
+    assert (scene == None) is False and (scene != None) is True  # noqa: E711
+    for wrong in (lambda: scene.sum(9), lambda: scene.unsqueeze(9), lambda: scene.flatten(5), lambda: scene.max(4)):
+        with pytest.raises(IndexError, match="out of range"):
+            wrong()
+    for name, wrong in {
+        "masks": lambda: scene[torch.ones(1, 4, dtype=torch.bool)],
+        "uint8": lambda: F.interpolate(scene.byte(), scale_factor=1.5, mode="bilinear"),
+        "channels": lambda: F.pad(scene, (1,) * 6, mode="replicate"),
+    }.items():
+        with pytest.raises(SpatialError, match=name):
+            wrong()
+    assert torch.equal(join(F.max_pool2d(scene.byte(), 3, 2, 1)), F.max_pool2d(join(scene).byte(), 3, 2, 1))

@@ -44,6 +44,7 @@ def contract(
         name: the operation, for error messages.
     """
     lead, own = _leader(operands, labels, result, name)
+    lead = _along_shared(lead, own, operands, labels, result, name)
     sizes = dict.fromkeys(result, 1)
     for operand, its in zip(operands, labels, strict=True):
         for label, n in zip(its, operand.shape, strict=True):
@@ -61,6 +62,26 @@ def contract(
         axes = tuple(Axis(list(result).index(own[a.dim]), a.bounds, a.outer, a.inner) for a in lead.axes)
         return lead.like(tiles, [sizes[label] for label in result], axes)
     return reduce_sum(lead.layout, tiles, name)
+
+
+def _along_shared(
+    lead: SceneTensor, own: Labels, operands: Sequence[Any], labels: Sequence[Labels], result: Labels, name: str
+) -> SceneTensor:
+    """A grid of which another operand has one cut alone (attention along rows) is laid in bands along that one."""
+    cuts = [own[a.dim] for a in lead.axes]
+    if len(set(cuts)) < 2:
+        return lead
+
+    def has(its: Labels, operand: Any, label: int) -> bool:
+        return label in its and operand.shape[list(its).index(label)] == lead.shape[list(own).index(label)]
+
+    pairs = [(its, o) for its, o in zip(labels, operands, strict=True) if its is not own]
+    counts = {c: sum(has(its, o, c) for its, o in pairs) for c in cuts}
+    if all(len({has(its, o, c) for c in cuts}) == 1 for its, o in pairs):
+        return lead
+    shared = max((c for c in cuts if c in result), key=lambda c: counts[c])
+    kept = next(a for a in lead.axes if own[a.dim] == shared)
+    return relaid(lead, (Axis(kept.dim, bounds(kept.length, lead.layout.parts), kept.outer, kept.inner),), name)
 
 
 def _leader(operands: Sequence[Any], labels: Sequence[Labels], result: Labels, name: str) -> tuple[SceneTensor, Labels]:
@@ -116,6 +137,8 @@ def baddbmm(input: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) ->
     """``beta input + alpha a b``."""
     product = matmul(a, b)
     add, mul = elementwise(torch.add), elementwise(torch.mul)
+    if beta == 0:  # whatever is in input, NaN too, does not count
+        return product * alpha if not is_cut(product) else mul(product, alpha)
     if not is_cut(product) and not is_cut(input):
         return beta * input + alpha * product
     return add(mul(product, alpha) if is_cut(product) else product * alpha, input * beta)

@@ -245,7 +245,7 @@ def conv_transpose2d(
             if lead or short:  # rows that no input reaches
                 y = F.pad(y, (0, 0, lead, short) if dim == 2 else (lead, short))
             y = y.narrow(dim, offset + lead, want)
-        return y if bias is None else y + bias[:, None, None]
+        return y if bias is None else y + bias[:, None, None].to(y.dtype)
 
     channels = weight.shape[1] * groups
     return windowed(x, (sizes[0], sizes[1]), channels, (needs_along(0), needs_along(1)), compute, "conv_transpose2d")

@@ -16,7 +16,19 @@ from torch import Tensor
 
 from rsseglab.spatial.cut import Axis, moved, part_of
 from rsseglab.spatial.rules.pointwise import aligned, local_to
-from rsseglab.spatial.tensor import Copied, SceneTensor, banded, is_cut, join, named, refusal, rule, view_rule, written
+from rsseglab.spatial.tensor import (
+    Copied,
+    SceneTensor,
+    banded,
+    is_cut,
+    join,
+    named,
+    refusal,
+    rule,
+    view_rule,
+    wrap,
+    written,
+)
 
 
 def _expanded(index: Any, dims: int) -> list[Any]:
@@ -32,6 +44,9 @@ def getitem(x: SceneTensor, key: Any) -> Any:
     """Basic indexing anywhere; tensors as indices outside the cut dimensions."""
     if not is_cut(x):
         raise refusal("indexing a plain tensor by a cut one", (key,))
+    key = tuple(_as_tensor(e) for e in key) if isinstance(key, tuple) else _as_tensor(key)
+    if any(isinstance(e, Tensor) and e.dtype == torch.bool for e in (key if isinstance(key, tuple) else (key,))):
+        raise refusal("indexing by masks", (x,), why="has as many results as the mask has of them")
     entries = _expanded(key, x.dim())
     tensors = [e for e in entries if isinstance(e, list | Tensor)]
     if any(is_cut(e) for e in tensors) or len(tensors) > 1 or any(isinstance(e, bool) for e in entries):
@@ -74,6 +89,12 @@ def getitem(x: SceneTensor, key: Any) -> Any:
     return y
 
 
+def _as_tensor(entry: Any) -> Any:
+    """Arrays and lists as tensors; the rest as it is."""
+    array = not isinstance(entry, Tensor) and getattr(entry, "ndim", 0) > 0
+    return torch.as_tensor(entry) if array or isinstance(entry, list) else entry
+
+
 def index_of(entry: Any, x: SceneTensor, dim: int) -> int:
     """A single index, counted from the front."""
     row, length = index(entry), x.shape[dim]
@@ -111,7 +132,7 @@ def _sliced(x: SceneTensor, dim: int, rows: slice) -> SceneTensor:
 @view_rule(*named("narrow"))
 def narrow(x: SceneTensor, dim: int, start: int, length: int) -> Any:
     """A slice of one dimension."""
-    dim = dim % x.dim()
+    dim = wrap(dim, x.dim())
     start = start + x.shape[dim] if start < 0 else start
     if start + length > x.shape[dim] or length < 0:
         raise IndexError(f"start ({start}) + length ({length}) exceeds dimension size ({x.shape[dim]}).")
@@ -121,7 +142,7 @@ def narrow(x: SceneTensor, dim: int, start: int, length: int) -> Any:
 @view_rule(*named("select"))
 def select(x: SceneTensor, dim: int, index: int) -> Any:
     """One row of one dimension."""
-    return getitem(x, (*[slice(None)] * (dim % x.dim()), index))
+    return getitem(x, (*[slice(None)] * (wrap(dim, x.dim())), index))
 
 
 @view_rule(*named("unbind"))
@@ -149,18 +170,26 @@ def chunk(x: SceneTensor, chunks: int, dim: int = 0) -> tuple[Any, ...]:
 @rule(*named("index_select"))
 def index_select(x: SceneTensor, dim: int, index: Tensor) -> SceneTensor:
     """Rows of an uncut dimension."""
-    dim = dim % x.dim()
+    dim = wrap(dim, x.dim())
     if any(a.dim == dim for a in x.axes):
         raise refusal("index_select on the cut dimension", (x,))
     shape = (*x.shape[:dim], len(index), *x.shape[dim + 1 :])
     return x.like([t.index_select(dim, index) for t in x.tiles], shape)
 
 
-@rule(*named("gather", "take_along_dim"))
+@rule(*named("take_along_dim"))
+def take_along_dim(input: Any, indices: Any, dim: int | None = None) -> SceneTensor:
+    """``gather`` with its arguments the other way round."""
+    if dim is None:
+        raise refusal("take_along_dim without dim", (input, indices))
+    return gather(input, dim, indices)
+
+
+@rule(*named("gather"))
 def gather(x: Any, dim: int, index: Any) -> SceneTensor:
     """Look up an uncut dimension, position by position."""
     ndim = index.dim()
-    dim = dim % ndim
+    dim = wrap(dim, ndim)
     lead = x if is_cut(x) else index
     if any(a.dim == dim for a in lead.axes):
         raise refusal("gather along the cut dimension", (x, index))

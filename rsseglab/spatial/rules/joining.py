@@ -16,14 +16,14 @@ from rsseglab.spatial.cut import Axis, window_of
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.rules.pointwise import local_to
 from rsseglab.spatial.rules.shapes import unsqueeze
-from rsseglab.spatial.tensor import SceneTensor, banded, fetch_windows, is_cut, named, relaid, rule, same_layout
+from rsseglab.spatial.tensor import SceneTensor, banded, fetch_windows, is_cut, named, relaid, rule, same_layout, wrap
 
 
 @rule(*named("cat", "concat", "concatenate"))
 def cat(tensors: Sequence[Any], dim: int = 0) -> SceneTensor:
     """Join tensors along a dimension; plain ones are cut as the largest cut one is."""
     lead = max((t for t in tensors if is_cut(t)), key=lambda t: t.numel())
-    dim = dim % lead.dim()
+    dim = wrap(dim, lead.dim())
     same_layout(tensors, "cat")
     for t in tensors:
         if t.dim() != lead.dim() or any(t.shape[d] != n for d, n in enumerate(lead.shape) if d != dim):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from rsseglab.spatial.errors import SpatialError
-from rsseglab.spatial.exchange import all_reduce_
+from rsseglab.spatial.exchange import all_reduce_, memory_format
 from rsseglab.spatial.layout import Layout
 from rsseglab.spatial.rules.pointwise import elementwise
 from rsseglab.spatial.tensor import SceneTensor, is_cut, named, refusal, rule
@@ -129,24 +129,50 @@ class _BatchNorm(torch.autograd.Function):
                 dx.append(torch.zeros_like(tile))
                 continue
             back = _eval_norm(tile, mean, var, -s * k1, -s * k0, ctx.eps)
-            dx.append(back.addcmul_(grad, s[:, None, None].to(grad.dtype)))
+            dx.append(back.addcmul_(grad, s.view(-1, *[1] * (grad.dim() - 2)).to(grad.dtype)))
         return (None,) * 6 + (grad_weight, grad_bias, *dx)
 
 
 def _eval_norm(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     if not x.numel():
         return torch.zeros_like(x)
-    y: Tensor = torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
+    weight, bias = (p if p is None else p.to(mean.dtype) for p in (weight, bias))
+    y: Tensor = torch.native_batch_norm(_dense(x), weight, bias, mean, var, False, 0.0, eps)[0]
     return y
+
+
+def _dense(x: Tensor, like: Tensor | None = None) -> Tensor:
+    """The same values with the strides that the memory format of ``like`` has, to the last.
+
+    Where a dimension is of one row its stride means nothing, and ``contiguous`` leaves it be; the kernels of torch 2.15
+    tell the format from it all the same, and read a tensor by another's.
+    """
+    form = memory_format(x if like is None else like)
+    if x.stride() == torch.empty(x.shape, device="meta", memory_format=form).stride():
+        return x
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=form).copy_(x)
 
 
 def _sums(grad: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Sums of dy xhat and of dy over a tile, for each channel."""
     ones, nothing = torch.ones_like(mean), mean.new_empty(0)
     _, dw, db = torch.ops.aten.native_batch_norm_backward(
-        grad, x, ones, mean, var, nothing, nothing, False, eps, [False, True, True]
+        _dense(grad, x), _dense(x), ones, mean, var, nothing, nothing, False, eps, [False, True, True]
     )
     return dw, db
+
+
+def _by_running(x: Tensor, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> Tensor:
+    """Stock batch norm in eval mode; by hand where a dimension of one row would mislead its backward (``_dense``)."""
+    if x.numel() and 1 not in x.shape[2:]:
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+    if mean is None or var is None:
+        raise SpatialError("batch_norm: eval mode needs running statistics; train with them, or use train mode.")
+    shape = (-1, *[1] * (x.dim() - 2))
+    factor = torch.rsqrt(var + eps) if weight is None else torch.rsqrt(var + eps) * weight
+    shift = -mean * factor if bias is None else bias - mean * factor
+    y: Tensor = x * factor.view(shape).to(x.dtype) + shift.view(shape).to(x.dtype)
+    return y
 
 
 @rule(F.batch_norm)
@@ -164,7 +190,7 @@ def batch_norm(
     if any(a.dim == 1 for a in input.axes):
         raise refusal("batch_norm", (input,), why="normalises channels, and here they are cut")
     if not training:
-        return input.map(lambda t: F.batch_norm(t, running_mean, running_var, weight, bias, False, momentum, eps))
+        return input.map(lambda t: _by_running(t, running_mean, running_var, weight, bias, eps))
     layout = input.layout
     mesh = layout.norm_mesh or layout.mesh
     if layout.parts == 1 and mesh is None:

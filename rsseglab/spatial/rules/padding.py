@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from rsseglab.spatial.cut import Axis, part_of
+from rsseglab.spatial.cut import Axis, local_shape, part_of
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.rules.resize import tapped
 from rsseglab.spatial.tensor import SceneTensor, named, refusal, rule
-from rsseglab.spatial.windows import as_map
+from rsseglab.spatial.windows import as_map, connected
 
 
 @rule(*named("pad", "constant_pad_nd"))
@@ -28,6 +27,8 @@ def pad(input: SceneTensor, pad: Sequence[int], mode: str = "constant", value: f
         return _constant(input, pads, 0.0 if value is None else value)
     if mode not in ("reflect", "replicate", "circular"):
         raise refusal(f"pad(mode={mode!r})", (input,))
+    if len(pad) > 4:
+        raise refusal(f"pad(mode={mode!r}) of channels", (input,))
     x = as_map(input, f"pad({mode})")
     taps = []
     for dim in (2, 3):
@@ -47,7 +48,7 @@ def pad(input: SceneTensor, pad: Sequence[int], mode: str = "constant", value: f
 
 def _constant(x: SceneTensor, pads: dict[int, tuple[int, int]], value: float) -> SceneTensor:
     """The tiles at the scene's ends take the new rows (or lose theirs, if negative)."""
-    x = _uncrossed(x, pads)
+    x = _uncrossed(as_map(x, "pad") if x.dim() == 4 and any(a.dim < 2 for a in x.axes) else x, pads)
     shape = [n + sum(pads.get(d, (0, 0))) for d, n in enumerate(x.shape)]
     if min(shape) < 1:
         raise SpatialError(f"pad of {list(x.shape)} by {pads}: nothing would be left.")
@@ -61,8 +62,11 @@ def _constant(x: SceneTensor, pads: dict[int, tuple[int, int]], value: float) ->
                 own[axis.dim] = (start + before - first, last - stop - before)
                 if first == last:  # cropped away
                     own[axis.dim] = (0, start - stop)
-        flat = [own.get(d, (0, 0)) for d in reversed(range(x.dim()))]
-        tiles.append(_pad_tile(tile, [n for ends in flat for n in ends], value))
+        flat = [n for d in reversed(range(x.dim())) for n in own.get(d, (0, 0))]
+        if tile.numel():
+            tiles.append(F.pad(tile, flat, value=value))
+        else:  # made of nothing but padding
+            tiles.append(connected(local_shape(shape, axes, tile_number), tile) + value)
     return x.like(tiles, shape, axes)
 
 
@@ -79,16 +83,3 @@ def _uncrossed(x: SceneTensor, pads: dict[int, tuple[int, int]]) -> SceneTensor:
         if axis.dim in pads and any(pads[axis.dim]) and not axis.simple:
             raise refusal("pad", (x,), why=f"can't pad dimension {axis.dim}, in which the cut is merged with others")
     return x
-
-
-def _pad_tile(tile: Tensor, flat: list[int], value: float) -> Tensor:
-    """Stock padding; negative numbers crop, and an empty tile is made from nothing."""
-    if tile.numel():
-        return F.pad(tile, flat, value=value)
-    for i in range(0, len(flat), 2):
-        if any(flat[i : i + 2]):
-            dim = tile.dim() - 1 - i // 2
-            shape = list(tile.shape)
-            shape[dim] = flat[i] + flat[i + 1]
-            tile = torch.cat([tile, tile.new_full(shape, value)], dim) if shape[dim] > 0 else tile
-    return tile

@@ -45,7 +45,7 @@ ELEMENTWISE = """
     trunc where xlogy __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__
     __floordiv__ __rfloordiv__ __mod__ __rmod__ __pow__ __rpow__ __neg__ __pos__ __abs__ __invert__
     __and__ __rand__ __or__ __ror__ __xor__ __rxor__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __rdiv__
-    __div__ type_as to float double half bfloat16 int long short bool byte char type cpu cuda clone
+    __div__ float double half bfloat16 int long short bool byte char type cpu cuda clone
     detach contiguous zeros_like ones_like full_like empty_like alias requires_grad_ pin_memory conj
     resolve_conj
 """
@@ -129,9 +129,16 @@ def elementwise(function: Any) -> Callable[..., Any]:
             raise refusal("where(condition)", args, why="has as many results as the scene has of them")
         if name == "type" and len(args) == 1 and not kwargs:
             return args[0].tiles[0].type()
+        if name in ("eq", "ne", "__eq__", "__ne__") and args[1] is None:
+            return "ne" in name
         if is_cut(first) and not any(isinstance(v, Tensor) for v in (*args[1:], *kwargs.values())):
             results = [function(tile, *args[1:], **kwargs) for tile in first.tiles]
-            return first if results[0] is first.tiles[0] else first.like(results)
+            alike = [result is tile for result, tile in zip(results, first.tiles, strict=True)]
+            if all(alike):
+                return first
+            if any(alike):  # some tiles were contiguous, the scene was not: all are copies
+                results = [t.clone() if same else t for t, same in zip(results, alike, strict=True)]
+            return first.like(results)
         values = [*args, *kwargs.values()]
         if name == "prelu" and isinstance(first, Tensor) and values[1].numel() > 1:
             values[1] = values[1].reshape(-1, *[1] * (first.dim() - 2))
@@ -173,6 +180,15 @@ for _function in named(*ELEMENTWISE.split()):
 for _function in named(*INPLACE.split()):
     RULES[_function] = inplace(_function)
 view_rule(*named("contiguous"))(elementwise(Tensor.contiguous))
+
+
+@rule(*named("to", "type_as"))
+def to(x: Any, *args: Any, **kwargs: Any) -> Any:
+    """Another dtype or device; of another tensor only these are looked at, whatever its shape."""
+    like = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
+    if like is not None:
+        args, kwargs = (like.device, like.dtype, *args[1:]), {k: v for k, v in kwargs.items() if k != "other"}
+    return elementwise(Tensor.to)(x, *args, **kwargs) if is_cut(x) else x.to(*args, **kwargs)
 
 
 PROPERTIES = """

@@ -67,7 +67,8 @@ def max_pool2d(
             for n, z, k, d, s, w in zip(window.shape[2:], zeros, kernel, dilations, strides, want, strict=True)
         )
         if not fits:
-            window, zeros = missing(window, rows, cols, float("-inf")), (0, 0)
+            lowest = float("-inf") if window.is_floating_point() else torch.iinfo(window.dtype).min
+            window, zeros = missing(window, rows, cols, lowest), (0, 0)
         return F.max_pool2d(window, kernel, strides, zeros, dilations)
 
     return windowed(x, sizes, x.shape[1], needs, compute, "max_pool2d")
@@ -104,9 +105,10 @@ def avg_pool2d(
         window = missing(window, rows, cols)
         if divisor_override is not None or alike:
             return F.avg_pool2d(window, kernel, strides, divisor_override=divisor_override)
-        sums = F.avg_pool2d(window, kernel, strides, divisor_override=1)
+        wide = window.to(torch.promote_types(window.dtype, torch.float32))  # a half's sum may overflow
+        sums = F.avg_pool2d(wide, kernel, strides, divisor_override=1)
         counts = counted(0, rows.out)[:, None] * counted(1, cols.out)
-        return sums / counts.to(sums)
+        return (sums / counts.to(sums)).to(window.dtype)
 
     return windowed(x, sizes, x.shape[1], needs, compute, "avg_pool2d")
 

@@ -17,7 +17,7 @@ from rsseglab.spatial.cut import local_shape, unfolded, window_of
 from rsseglab.spatial.exchange import all_reduce_
 from rsseglab.spatial.layout import Layout
 from rsseglab.spatial.rules.pointwise import elementwise
-from rsseglab.spatial.tensor import SceneTensor, named, refusal, rule
+from rsseglab.spatial.tensor import SceneTensor, named, refusal, rule, written
 
 
 def shared_seed(layout: Layout, device: torch.device) -> int:
@@ -65,6 +65,7 @@ def dropout(input: SceneTensor, p: float = 0.5, training: bool = True, inplace: 
     if inplace:
         for tile, new in zip(input.tiles, kept, strict=True):
             tile.copy_(new)
+        written(input)
         return input
     return input.like(kept)
 
@@ -80,6 +81,8 @@ def feature_dropout(input: SceneTensor, p: float = 0.5, training: bool = True, i
     shape = (*input.shape[:2], *[1] * (input.dim() - 2))
     coins = uniform(torch.arange(prod(shape), device=input.device), seed).reshape(shape)
     mask = (coins >= p).to(input.dtype) / max(1 - p, 1e-38)
+    if inplace:
+        return input.mul_(mask)  # type: ignore[return-value]
     return elementwise(torch.mul)(input, mask)  # type: ignore[no-any-return]
 
 

@@ -22,7 +22,7 @@ from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.exchange import all_reduce_, gather, reduce_sum
 from rsseglab.spatial.layout import Layout, bounds
 from rsseglab.spatial.rules.pointwise import elementwise
-from rsseglab.spatial.tensor import SceneTensor, banded, is_cut, named, refusal, relaid, rule
+from rsseglab.spatial.tensor import SceneTensor, banded, is_cut, named, refusal, relaid, rule, wrap
 from rsseglab.spatial.windows import connected
 
 Dims = int | Sequence[int] | None
@@ -31,7 +31,7 @@ Dims = int | Sequence[int] | None
 def _dims(x: SceneTensor, dim: Dims) -> tuple[int, ...]:
     if dim is None or (not isinstance(dim, int) and len(dim) == 0):
         return tuple(range(x.dim()))
-    return tuple(d % x.dim() for d in ((dim,) if isinstance(dim, int) else dim))
+    return tuple(wrap(d, x.dim()) for d in ((dim,) if isinstance(dim, int) else dim))
 
 
 def reduced(
@@ -93,6 +93,11 @@ def mean(x: SceneTensor, dim: Dims = None, keepdim: bool = False, *, dtype: torc
     return (sum_(x, dim, keepdim, dtype=torch.promote_types(target, torch.float32)) / count).to(target)
 
 
+def _widened(x: Tensor) -> Tensor:
+    """Squares of halves may overflow: they are taken in float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
+
+
 def _no_dim(dim: Any, unbiased: bool) -> tuple[Any, bool]:
     """``x.var(False)`` means the whole scene, biased."""
     return (None, dim) if isinstance(dim, bool) else (dim, unbiased)
@@ -115,14 +120,16 @@ def var(
     dim, unbiased = _no_dim(dim, unbiased)
     correction = (1 if unbiased else 0) if correction is None else correction
     count = prod(x.shape[d] for d in _dims(x, dim))
-    squares = elementwise(torch.square)(_centred(x, dim))
-    return sum_(squares, dim, keepdim) / max(count - correction, 0)
+    wide = x.map(_widened)
+    squares = elementwise(torch.square)(_centred(wide, dim))
+    return (sum_(squares, dim, keepdim) / max(count - correction, 0)).to(x.dtype)
 
 
 @rule(*named("std"))
 def std(x: SceneTensor, dim: Dims | bool = None, *args: Any, **kwargs: Any) -> Any:
-    """Standard deviation."""
-    return var(x, dim, *args, **kwargs).sqrt()
+    """Standard deviation; with a zero subgradient at zero, as torch has it."""
+    variance = var(x, dim, *args, **kwargs)
+    return variance.map(lambda t: _root(t, 2)) if is_cut(variance) else _root(variance, 2)
 
 
 @rule(*named("var_mean"))
@@ -153,11 +160,11 @@ def vector_norm(
         return amax(elementwise(torch.abs)(x), dim, keepdim)
     if p <= 0:
         raise refusal(f"norm(p={p})", (x,))
-    powers = elementwise(torch.square)(x) if p == 2 else elementwise(torch.pow)(elementwise(torch.abs)(x), p)
+    wide = x.map(_widened)
+    powers = elementwise(torch.square)(wide) if p == 2 else elementwise(torch.pow)(elementwise(torch.abs)(wide), p)
     total = sum_(powers, dim, keepdim)
-    if is_cut(total):
-        return total.map(lambda t: _root(t, p))
-    return _root(total, p)
+    root = total.map(lambda t: _root(t, p)) if is_cut(total) else _root(total, p)
+    return root.to(x.dtype)
 
 
 def _root(total: Tensor, p: float) -> Tensor:
@@ -187,7 +194,7 @@ def linalg_norm(
 @rule(*named("normalize"))
 def normalize(x: SceneTensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Any:
     """Divide by the norm along ``dim``."""
-    if all(a.dim != dim % x.dim() for a in x.axes):
+    if all(a.dim != wrap(dim, x.dim()) for a in x.axes):
         return x.map(lambda t: F.normalize(t, p, dim, eps))
     return elementwise(torch.div)(x, norm(x, p, dim, True).clamp_min(eps))
 
@@ -246,7 +253,7 @@ def amin(x: SceneTensor, dim: Dims = None, keepdim: bool = False) -> Any:
 
 def _with_index(x: SceneTensor, k: int, dim: int, largest: bool, keepdim: bool, name: str) -> tuple[Any, Any]:
     """The ``k`` extremes along ``dim`` and their places in the scene."""
-    dim = dim % x.dim()
+    dim = wrap(dim, x.dim())
     hit = [a for a in x.axes if a.dim == dim]
     if hit and len(hit) < len(x.axes):
         other = next(a for a in x.axes if a.dim != dim)
@@ -267,8 +274,10 @@ def _with_index(x: SceneTensor, k: int, dim: int, largest: bool, keepdim: bool, 
         short = [0, 0] * (x.dim() - 1 - dim) + [0, k - best.values.shape[dim]]
         values.append(F.pad(best.values, short, value=worst))
         places.append(F.pad(best.indices + start, short))
-    all_values = torch.cat(gather(x.layout, values, name).unbind(0), dim)
-    all_places = torch.cat(gather(x.layout, places, name).unbind(0), dim)
+    every, where = gather(x.layout, values, name), gather(x.layout, places, name)
+    real = [min(k, stop - start) for ((start, stop),) in x.tile_windows]  # the rest of a tile's k is padding
+    all_values = torch.cat([v.narrow(dim, 0, n) for v, n in zip(every, real, strict=True)], dim)
+    all_places = torch.cat([p.narrow(dim, 0, n) for p, n in zip(where, real, strict=True)], dim)
     best = all_values.topk(k, dim, largest)
     return best.values, all_places.gather(dim, best.indices)
 
@@ -305,6 +314,8 @@ def _first_extreme(x: SceneTensor, dim: int, largest: bool, name: str) -> tuple[
 @rule(*named("topk"))
 def topk(x: SceneTensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
     """The ``k`` largest (or smallest) along ``dim`` and their places in the scene."""
+    if k > x.shape[dim]:
+        raise SpatialError(f"topk: {k} of {x.shape[dim]} values; give at most that many.")
     return torch.return_types.topk(_with_index(x, k, dim, largest, True, "topk"))
 
 
@@ -319,7 +330,7 @@ def _argument(name: str, largest: bool) -> None:
     def argument(x: SceneTensor, dim: int | None = None, keepdim: bool = False) -> Any:
         if dim is None:
             raise refusal(f"arg{name} without dim", (x,))
-        if all(a.dim != dim % x.dim() for a in x.axes):
+        if all(a.dim != wrap(dim, x.dim()) for a in x.axes):
             return reduced(x, dim, keepdim, lambda t, d: stock(t, d[0], True), lambda s: s[0], f"arg{name}")
         return _squeezed(_with_index(x, 1, dim, largest, True, f"arg{name}")[1], dim, keepdim)
 
@@ -334,7 +345,7 @@ def _argument(name: str, largest: bool) -> None:
         if not args and not kwargs:
             return extreme(x)
         dim, keepdim = _dim_and_keep(*args, **kwargs)
-        if all(a.dim != dim % x.dim() for a in x.axes):
+        if all(a.dim != wrap(dim, x.dim()) for a in x.axes):
             values = reduced(x, dim, keepdim, lambda t, d: pick(t, d[0], True).values, lambda s: s[0], name)
             return getattr(torch.return_types, name)((values, argument(x, dim, keepdim)))
         both = _with_index(x, 1, dim, largest, True, name)
@@ -374,6 +385,6 @@ def logsumexp(x: SceneTensor, dim: Dims, keepdim: bool = False) -> Any:
 @rule(*named("cumsum"))
 def cumsum(x: SceneTensor, dim: int, **kwargs: Any) -> SceneTensor:
     """Running sum over an uncut dimension."""
-    if any(a.dim == dim % x.dim() for a in x.axes):
+    if any(a.dim == wrap(dim, x.dim()) for a in x.axes):
         raise refusal("cumsum along the cut dimension", (x,))
     return x.map(lambda t: t.cumsum(dim, **kwargs))

@@ -153,11 +153,14 @@ def interpolate(
         if not recompute_scale_factor:
             scales = (float(given[0]), float(given[1]))
     whole = all(out % n == 0 and s in (None, out / n) for n, out, s in zip(x.shape[2:], sizes, scales, strict=True))
-    if whole and (mode.startswith("nearest") or (mode == "bilinear" and not align_corners)):
+    linear = mode == "bilinear" and not align_corners and x.is_floating_point()
+    if whole and (mode.startswith("nearest") or linear):
         return _enlarged(x, sizes, mode)
     if mode == "area":
         return RULES[F.adaptive_avg_pool2d](x, sizes)  # type: ignore[no-any-return]
     make = {"bilinear": linear_taps, "bicubic": cubic_taps}.get(mode)
+    if make and not x.is_floating_point():
+        raise refusal(f"interpolate(mode={mode!r})", (x,), why=f"has no rule for {x.dtype}: convert the scene to float")
     taps = [
         make(n, out, s, bool(align_corners)) if make else nearest_taps(n, out, s, mode)
         for n, out, s in zip(x.shape[2:], sizes, scales, strict=True)

@@ -28,6 +28,7 @@ from rsseglab.spatial.tensor import (
     rule,
     view_rule,
     window,
+    wrap,
 )
 
 
@@ -81,14 +82,14 @@ def view_as(x: SceneTensor, other: Tensor) -> Any:
 @view_rule(*named("flatten"))
 def flatten(x: SceneTensor, start_dim: int = 0, end_dim: int = -1) -> Any:
     """Merge dimensions."""
-    first, last = start_dim % x.dim(), end_dim % x.dim()
+    first, last = wrap(start_dim, x.dim()), wrap(end_dim, x.dim())
     return view(x, *x.shape[:first], prod(x.shape[first : last + 1]), *x.shape[last + 1 :])
 
 
 @view_rule(*named("unflatten"))
 def unflatten(x: SceneTensor, dim: int, sizes: Sequence[int]) -> Any:
     """Split a dimension."""
-    d = dim % x.dim()
+    d = wrap(dim, x.dim())
     known = prod(n for n in sizes if n != -1)
     return view(x, *x.shape[:d], *(x.shape[d] // known if n == -1 else n for n in sizes), *x.shape[d + 1 :])
 
@@ -96,7 +97,7 @@ def unflatten(x: SceneTensor, dim: int, sizes: Sequence[int]) -> Any:
 @view_rule(*named("unsqueeze"))
 def unsqueeze(x: SceneTensor, dim: int) -> SceneTensor:
     """Insert a dimension of one."""
-    d = dim % (x.dim() + 1)
+    d = wrap(dim, x.dim() + 1)
     axes = moved(x.axes, {k: k + (k >= d) for k in range(x.dim())})
     return x.like([t.unsqueeze(d) for t in x.tiles], (*x.shape[:d], 1, *x.shape[d:]), axes)
 
@@ -104,7 +105,7 @@ def unsqueeze(x: SceneTensor, dim: int) -> SceneTensor:
 @view_rule(*named("squeeze"))
 def squeeze(x: SceneTensor, dim: int | Sequence[int] | None = None) -> SceneTensor:
     """Drop dimensions of one; a cut dimension of one row stays cut in what is left."""
-    dims = range(x.dim()) if dim is None else [d % x.dim() for d in ((dim,) if isinstance(dim, int) else dim)]
+    dims = range(x.dim()) if dim is None else [wrap(d, x.dim()) for d in ((dim,) if isinstance(dim, int) else dim)]
     gone = {d for d in dims if x.shape[d] == 1}
     if any(a.dim in gone for a in x.axes):
         raise refusal("squeeze", (x,), why="would drop a cut dimension")
@@ -116,7 +117,7 @@ def squeeze(x: SceneTensor, dim: int | Sequence[int] | None = None) -> SceneTens
 @view_rule(*named("permute"))
 def permute(x: SceneTensor, *dims: Any, **kwargs: Any) -> SceneTensor:
     """Rename dimensions."""
-    order = [d % x.dim() for d in _sizes(dims or tuple(kwargs.values()))]
+    order = [wrap(d, x.dim()) for d in _sizes(dims or tuple(kwargs.values()))]
     shape = [x.shape[d] for d in order]
     return x.like([t.permute(order) for t in x.tiles], shape, moved(x.axes, {d: k for k, d in enumerate(order)}))
 
@@ -132,7 +133,7 @@ def transpose(x: SceneTensor, dim0: int, dim1: int) -> SceneTensor:
 @view_rule(*named("movedim", "moveaxis"))
 def movedim(x: SceneTensor, source: Any, destination: Any) -> SceneTensor:
     """Move dimensions."""
-    sources, targets = ([d % x.dim() for d in ((v,) if isinstance(v, int) else v)] for v in (source, destination))
+    sources, targets = ([wrap(d, x.dim()) for d in ((v,) if isinstance(v, int) else v)] for v in (source, destination))
     order = [d for d in range(x.dim()) if d not in sources]
     for target, dim in sorted(zip(targets, sources, strict=True)):
         order.insert(target, dim)
@@ -180,7 +181,7 @@ def repeat(x: SceneTensor, *sizes: Any) -> SceneTensor:
 @rule(*named("flip"))
 def flip(x: SceneTensor, *dims: Any, **kwargs: Any) -> SceneTensor:
     """Mirror dimensions: of a cut one, a tile's rows come from the scene's other end."""
-    for dim in (d % x.dim() for d in _sizes(dims or tuple(kwargs.values()))):
+    for dim in (wrap(d, x.dim()) for d in _sizes(dims or tuple(kwargs.values()))):
         k = next((k for k, a in enumerate(x.axes) if a.dim == dim), None)
         if k is not None:
             if not x.axes[k].simple:
@@ -220,9 +221,10 @@ def roll(x: SceneTensor, shifts: int | Sequence[int], dims: int | Sequence[int] 
     """Shift along dimensions, round the end of the scene."""
     if dims is None:
         raise refusal("roll without dims", (x,))
-    pairs = [(shifts, dims)] if isinstance(shifts, int) else list(zip(shifts, dims, strict=True))  # type: ignore[arg-type]
+    each = [(n,) if isinstance(n, int) else tuple(n) for n in (shifts, dims)]
+    pairs = list(zip(*each, strict=True))
     for shift, dim in pairs:
-        dim = dim % x.dim()  # type: ignore[operator]
+        dim = wrap(dim, x.dim())
         axis = next((k for k, a in enumerate(x.axes) if a.dim == dim), None)
         if axis is None:  # noqa: SIM108 - mypy cannot type the lambda in a conditional expression
             x = x.map(lambda t, s=shift, d=dim: torch.roll(t, s, d))  # type: ignore[misc]

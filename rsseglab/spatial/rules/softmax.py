@@ -12,14 +12,15 @@ import torch.nn.functional as F
 
 from rsseglab.spatial.rules.pointwise import elementwise
 from rsseglab.spatial.rules.reductions import amax, logsumexp, sum_
-from rsseglab.spatial.tensor import SceneTensor, is_cut, named, rule
+from rsseglab.spatial.tensor import SceneTensor, is_cut, named, rule, wrap
 
 
 @rule(*named("softmax"))
-def softmax(x: SceneTensor, dim: int, _stacklevel: Any = 3, dtype: torch.dtype | None = None) -> Any:
+def softmax(x: SceneTensor, dim: int | None = None, _stacklevel: Any = 3, dtype: torch.dtype | None = None) -> Any:
     """Softmax along ``dim``; ``torch.softmax`` has the dtype third, ``F.softmax`` fourth."""
     dtype = _stacklevel if isinstance(_stacklevel, torch.dtype) else dtype
-    if all(a.dim != dim % x.dim() for a in x.axes):
+    dim = (0 if x.dim() in (0, 1, 3) else 1) if dim is None else dim  # torch's own, deprecated, guess
+    if all(a.dim != wrap(dim, x.dim()) for a in x.axes):
         return x.map(lambda t: F.softmax(t, dim, dtype=dtype))
     x = x if dtype is None else x.map(lambda t: t.to(dtype))
     top = amax(x, dim, True)
@@ -29,10 +30,11 @@ def softmax(x: SceneTensor, dim: int, _stacklevel: Any = 3, dtype: torch.dtype |
 
 
 @rule(*named("log_softmax"))
-def log_softmax(x: SceneTensor, dim: int, _stacklevel: Any = 3, dtype: torch.dtype | None = None) -> Any:
+def log_softmax(x: SceneTensor, dim: int | None = None, _stacklevel: Any = 3, dtype: torch.dtype | None = None) -> Any:
     """Log-softmax along ``dim``."""
     dtype = _stacklevel if isinstance(_stacklevel, torch.dtype) else dtype
-    if all(a.dim != dim % x.dim() for a in x.axes):
+    dim = (0 if x.dim() in (0, 1, 3) else 1) if dim is None else dim  # torch's own, deprecated, guess
+    if all(a.dim != wrap(dim, x.dim()) for a in x.axes):
         return x.map(lambda t: F.log_softmax(t, dim, dtype=dtype))
     x = x if dtype is None else x.map(lambda t: t.to(dtype))
     return elementwise(torch.sub)(x, logsumexp(x, dim, True))
