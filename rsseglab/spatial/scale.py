@@ -283,6 +283,7 @@ def _worker(rank: int, ranks: int, kind: str, folder: str, options: argparse.Nam
     if rank == 0:
         Path(folder, f"{kind}{ranks}.json").write_text(json.dumps(row))
     if ranks > 1:
+        dist.barrier()  # a rank that leaves while another still talks to it may abort
         dist.destroy_process_group()
 
 
@@ -487,6 +488,7 @@ def run(options: argparse.Namespace) -> list[Row]:
         dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
         rows = [_measure_kind(dist.get_world_size(), kind, options) for kind in _kinds(options)]
         first = dist.get_rank() == 0
+        dist.barrier()
         dist.destroy_process_group()
         return with_model(rows) if first else []
     rows = []
