@@ -352,6 +352,8 @@ def fit(shares: list[float], many: list[bool], seconds: list[float]) -> tuple[fl
     c, d = torch.linalg.lstsq(terms, right[:, None], driver="gelsd").solution[:, 0].tolist()
     if d < 0:
         c, d = float(terms[:, 0] @ right / terms[:, 0].square().sum()), 0.0
+    if c < 0:
+        c, d = 0.0, float(terms[:, 1] @ right / terms[:, 1].sum())
     return c, d
 
 

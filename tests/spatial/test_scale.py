@@ -111,3 +111,4 @@ def test_fit_finds_the_two_numbers():
     c, d = fit(shares, many, [8.0, 4.5, 2.5])
     assert abs(c - 8) < 1e-9 and abs(d - 0.5) < 1e-9
     assert fit(shares, many, [8.0, 3.9, 1.9])[1] == 0
+    assert fit(shares, many, [0.1, 3.0, 5.0]) == (0, 4)  # more workers than cores: nothing is shared out
