@@ -10,6 +10,7 @@ sample's random numbers from its index and never from the rank, and ``read_scene
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
+from rsseglab.spatial.cut import map_axes
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.exchange import agree, all_reduce_
 from rsseglab.spatial.layout import Layout
@@ -88,25 +90,44 @@ class SceneSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """Indices of this group's scenes."""
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        generator = _generator("order", self.epoch, self.seed)
         order = torch.randperm(self.scenes, generator=generator) if self.shuffle else torch.arange(self.scenes)
         return iter(order[self.group : len(self) * self.groups : self.groups].tolist())
 
 
 def augmentation(index: int, epoch: int = 0, seed: int = 0) -> torch.Generator:
     """The generator of a sample's augmentation: a function of the sample, the epoch and the run's seed."""
-    state = torch.tensor([seed, epoch, index], dtype=torch.int64)
-    mixed = (state * torch.tensor([1_000_003, 7_919, 1], dtype=torch.int64)).sum()
-    return torch.Generator().manual_seed(int(mixed))
+    return _generator("sample", index, epoch, seed)
+
+
+def _generator(*key: str | int) -> torch.Generator:
+    """A generator of its own for each key; no sum of numbers does, as (1, 0) and (0, 1) may then meet."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 def read_scene(read: Callable[[int, int, int, int], Tensor], layout: Layout, height: int, width: int) -> SceneTensor:
-    """Read a scene so that each rank touches only its own window.
+    """Read a scene so that each rank touches only its own window; without a mesh, all windows in turn.
 
     Args:
         read: ``read(row, col, height, width)`` gives a window, (B, C, h, w) or (B, h, w).
-        layout: a layout with a mesh, or of a single tile.
+        layout: the tiles.
         height: rows of the scene, px.
         width: columns of the scene, px.
+
+    Raises:
+        SpatialError: if a window is not of the size that was asked for, or windows are not of one kind.
     """
-    return from_tile(read(*layout.windows(height, width)[layout.rank]), layout, height, width)
+    windows = layout.windows(height, width)
+    tiles = [read(*windows[tile]) for tile in layout.held]
+    first = tiles[0]
+    if len(tiles) == 1:
+        return from_tile(first, layout, height, width)
+    for tile, (row, col, rows, cols) in zip(tiles, windows, strict=True):
+        if tile.dim() not in (3, 4) or tile.dtype != first.dtype or tile.shape != (*first.shape[:-2], rows, cols):
+            raise SpatialError(
+                f"read_scene: the window of {rows} x {cols} px at row {row}, column {col} was read as "
+                f"{list(tile.shape)}, {tile.dtype}; read (B, C, h, w) or (B, h, w), each window alike."
+            )
+    axes = map_axes(layout, height, width, (first.dim() - 2, first.dim() - 1))
+    return SceneTensor(tiles, layout, (*first.shape[:-2], height, width), axes)

@@ -8,11 +8,14 @@ scene whose rows grow with P. Beside the measurement stands a model,
 
 with t_1 the seconds of one rank on one scene and w(P) the work of the largest tile as a share of it; messages,
 sums and bytes reckoned from the layout by a run on ``meta`` tensors in one process (``reckon``); alpha, beta and
-gamma from a ping-pong and a small sum on the same back end. A fit of t(P) = c w(P) + d (P > 1) tells what was
-met: c, seconds for one scene, and d, seconds that no rank takes off another.
+gamma from a ping-pong and a small sum on the same back end. From three numbers of ranks on, a fit of
+t(P) = c w(P) + d (P > 1) tells what was met: c, seconds for one scene, and d, seconds that no rank takes off
+another (through two points it would pass whatever they are).
+
+Speed-up, efficiency and t_1 are relative to the least P that was measured: to one rank, if it is among them.
 
 Writes a record (JSON), a CSV and, where matplotlib is installed, a plot. Launches its own ranks; on a machine of
-many nodes start it under ``torchrun`` instead, and it takes the ranks that are there.
+many nodes start it under ``torchrun`` instead, and it takes the ranks that are there, in place of ``--ranks``.
 """
 
 from __future__ import annotations
@@ -20,10 +23,12 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import io
 import json
 import os
 import platform
 import resource
+import signal
 import statistics
 import sys
 import tempfile
@@ -39,12 +44,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
 from rsseglab.spatial import Layout, SpatialError, cut, from_tile, sync_gradients
 from rsseglab.spatial.exchange import Traffic
 
 Row = dict[str, Any]
+NAMES = ("forward", "forward_backward")
 
 
 class Block(nn.Sequential):
@@ -198,22 +204,12 @@ def reckon(model: nn.Module, layout: Layout, height: int, width: int, backward: 
 
 def measure(options: argparse.Namespace, layout: Layout, height: int, kind: str) -> Row:
     """Time one scene on this layout; every rank takes part, and the slowest counts."""
-    device = _device(options, layout.rank)
+    device, width = _device(options, layout.rank), options.size
     torch.manual_seed(0)
-    form = torch.channels_last
-    model = UNet(width=options.width).to(device).to(memory_format=form)
-    width, (_, _, rows, cols) = options.size, layout.windows(height, options.size)[layout.rank]
-    reckoned = {
-        "forward": reckon(model, layout, height, width, False),
-        "forward_backward": reckon(model, layout, height, width, True),
-    }
+    model = UNet(width=options.width).to(device).to(memory_format=torch.channels_last)
+    reckoned = {name: reckon(model, layout, height, width, name == "forward_backward") for name in NAMES}
     floor = standing_mib(device)
-    tile = torch.randn(1, 3, rows, cols, device=device).to(memory_format=form)
-    scene = tile
-    if layout.mesh is not None:
-        scene = from_tile(tile, layout, height, width)
-    elif options.tiles > 1:
-        scene = cut(tile, Layout(options.tiles))
+    scene = _scene(options, layout, height, device)
 
     def forward() -> None:
         with torch.inference_mode():
@@ -226,27 +222,42 @@ def measure(options: argparse.Namespace, layout: Layout, height: int, kind: str)
 
     share = max(h * w for _, _, h, w in layout.windows(height, width)) / options.size**2
     row: Row = {"kind": kind, "ranks": layout.parts, "height_px": height, "width_px": width, "work_share": share}
-    for name, step in (("forward", forward), ("forward_backward", both)):
-        seconds = seconds_of(step, device, options.repeats)
-        Traffic.reset()
-        step()
-        sent, messages, sums = Traffic.most()
-        most = torch.tensor([seconds, sent, messages, peak_mib(device) - floor], dtype=torch.float64, device=device)
-        if layout.mesh is not None:
-            dist.all_reduce(most, dist.ReduceOp.MAX, group=layout.group)
-        seconds, sent, messages, memory = most.tolist()
-        row |= {
-            f"{name}_seconds": seconds,
-            f"{name}_mpx_per_s": height * width / 1e6 / seconds,
-            f"{name}_bytes_sent_a_rank": int(sent) if layout.mesh is not None else 0,
-            f"{name}_messages_a_rank": int(messages) if layout.mesh is not None else 0,
-            f"{name}_sums": sums if layout.mesh is not None else 0,
-            f"{name}_reckoned_bytes_a_rank": reckoned[name][0],
-            f"{name}_reckoned_messages_a_rank": reckoned[name][1],
-            f"{name}_reckoned_sums": reckoned[name][2],
-            f"{name}_peak_mib_a_rank": memory,
-        }
+    for name, step in zip(NAMES, (forward, both), strict=True):
+        met = _met(step, layout, device, options.repeats)
+        met["peak_mib_a_rank"] -= floor
+        met["mpx_per_s"] = height * width / 1e6 / met["seconds"]
+        what = ("reckoned_bytes_a_rank", "reckoned_messages_a_rank", "reckoned_sums")
+        met |= zip(what, reckoned[name], strict=True)
+        row |= {f"{name}_{key}": value for key, value in met.items()}
     return row | (link(layout, device) if layout.parts > 1 else {})
+
+
+def _scene(options: argparse.Namespace, layout: Layout, height: int, device: torch.device) -> Tensor:
+    """Random numbers, of which each rank draws its own tile."""
+    _, _, rows, cols = layout.windows(height, options.size)[layout.rank]
+    tile = torch.randn(1, 3, rows, cols, device=device).to(memory_format=torch.channels_last)
+    if layout.mesh is not None:
+        return from_tile(tile, layout, height, options.size)
+    return cut(tile, Layout(options.tiles)) if options.tiles > 1 else tile
+
+
+def _met(step: Callable[[], Any], layout: Layout, device: torch.device, repeats: int) -> Row:
+    """Seconds, peak memory and traffic of a step, each of the rank with most."""
+    seconds = seconds_of(step, device, repeats)
+    Traffic.reset()
+    step()
+    sent, messages, sums = Traffic.most() if layout.mesh is not None else (0, 0, 0)  # tiles of one process send nothing
+    most = torch.tensor([seconds, sent, messages, peak_mib(device)], dtype=torch.float64, device=device)
+    if layout.mesh is not None:
+        dist.all_reduce(most, dist.ReduceOp.MAX, group=layout.group)
+    seconds, sent, messages, memory = most.tolist()
+    return {
+        "seconds": seconds,
+        "bytes_sent_a_rank": int(sent),
+        "messages_a_rank": int(messages),
+        "sums": sums,
+        "peak_mib_a_rank": memory,
+    }
 
 
 def _device(options: argparse.Namespace, rank: int) -> torch.device:
@@ -258,6 +269,7 @@ def _device(options: argparse.Namespace, rank: int) -> torch.device:
 
 def _worker(rank: int, ranks: int, kind: str, folder: str, options: argparse.Namespace) -> None:
     """One spawned rank, one measurement (a process's peak memory can't be reset)."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # end at once and without a traceback; see _spawned
     torch.set_num_threads(options.threads)
     if ranks > 1:
         dist.init_process_group(
@@ -271,6 +283,7 @@ def _worker(rank: int, ranks: int, kind: str, folder: str, options: argparse.Nam
     if rank == 0:
         Path(folder, f"{kind}{ranks}.json").write_text(json.dumps(row))
     if ranks > 1:
+        dist.barrier()  # a rank that leaves while another still talks to it may abort
         dist.destroy_process_group()
 
 
@@ -279,21 +292,44 @@ def _measure_kind(ranks: int, kind: str, options: argparse.Namespace) -> Row:
     return measure(options, layout, options.size * (ranks if kind == "weak" else 1), kind)
 
 
+def _spawned(ranks: int, kind: str, folder: str, options: argparse.Namespace) -> Row:
+    """The measurement of spawned ranks, none of which is left behind if it fails or is interrupted."""
+    # A process starts deaf to Ctrl-C, or one that is still importing would print a traceback of its own.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        context = spawn(_worker, (ranks, kind, folder, options), nprocs=ranks, join=False)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    try:
+        while not context.join():
+            pass
+    except ProcessExitedException as error:
+        raise SpatialError(
+            f"scale: {error}, of {ranks} ranks; where memory ran out, a smaller --size or --width helps."
+        ) from error
+    finally:
+        for process in context.processes:
+            process.kill()
+            process.join()
+    row: Row = json.loads(Path(folder, f"{kind}{ranks}.json").read_text())
+    return row
+
+
 # ------------------------------------------------------------------------------------------- all of them
 
 
-NAMES = ("forward", "forward_backward")
-
-
 def with_model(rows: list[Row]) -> list[Row]:
-    """Add speed-up, efficiency, the model's and the fit's seconds to measured rows (the least P is the base)."""
+    """Add speed-up, efficiency, the model's and the fit's seconds to measured rows.
+
+    The least P of a kind is the base of all of them. There is a fit from three numbers of ranks on.
+    """
     for kind in {row["kind"] for row in rows}:
         group = sorted((r for r in rows if r["kind"] == kind), key=lambda r: int(r["ranks"]))
         base = group[0]
         for name in NAMES:
             one_scene = base[f"{name}_seconds"] / base["work_share"]
-            fitted = fit([r["work_share"] for r in group], [r["ranks"] > 1 for r in group],
-                         [r[f"{name}_seconds"] for r in group])  # fmt: skip
+            shares, many = [r["work_share"] for r in group], [r["ranks"] > 1 for r in group]
+            fitted = fit(shares, many, [r[f"{name}_seconds"] for r in group]) if len(group) > 2 else None
             for row in group:
                 speed = row[f"{name}_mpx_per_s"] / base[f"{name}_mpx_per_s"]
                 row[f"{name}_speedup"] = speed
@@ -304,77 +340,92 @@ def with_model(rows: list[Row]) -> list[Row]:
                     exchange += row[f"{name}_reckoned_sums"] * row["sum_latency_s"]
                     exchange += row[f"{name}_reckoned_bytes_a_rank"] / row["bandwidth_bytes_per_s"]
                 row[f"{name}_model_seconds"] = one_scene * row["work_share"] + exchange
-                row[f"{name}_fit_seconds"] = fitted[0] * row["work_share"] + fitted[1] * (row["ranks"] > 1)
+                if fitted is not None:
+                    row[f"{name}_fit_seconds"] = fitted[0] * row["work_share"] + fitted[1] * (row["ranks"] > 1)
     return sorted(rows, key=lambda r: (str(r["kind"]), int(r["ranks"])))
 
 
 def fit(shares: list[float], many: list[bool], seconds: list[float]) -> tuple[float, float]:
     """Least squares of seconds = c share + d (many ranks), c and d not below zero."""
-    if len(seconds) == 1:
-        return seconds[0] / shares[0], 0.0
     terms = torch.tensor([shares, [float(m) for m in many]], dtype=torch.float64).T
     right = torch.tensor(seconds, dtype=torch.float64)
     c, d = torch.linalg.lstsq(terms, right[:, None], driver="gelsd").solution[:, 0].tolist()
     if d < 0:
         c, d = float(terms[:, 0] @ right / terms[:, 0].square().sum()), 0.0
+    if c < 0:
+        c, d = 0.0, float(terms[:, 1] @ right / terms[:, 1].sum())
     return c, d
 
 
-def write(rows: list[Row], options: argparse.Namespace, folder: Path) -> list[Path]:
-    """Write record, CSV and plot; returns what was written."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write(rows: list[Row], options: argparse.Namespace) -> list[Path]:
+    """Write record, CSV and plot, each whole or not at all; returns what was written."""
+    measured = ",".join(str(ranks) for ranks in sorted({int(row["ranks"]) for row in rows}))  # not as under torchrun
     record = {
         "command": "rsseglab scale",
-        "options": {k: v for k, v in vars(options).items() if k != "out"},
+        "options": {k: v for k, v in vars(options).items() if k != "out"} | {"ranks": measured},
         "torch": torch.__version__,
         "python": platform.python_version(),
         "hardware": torch.cuda.get_device_name() if options.device == "cuda" else platform.machine(),
         "cores": os.cpu_count(),
         "rows": rows,
     }
-    paths = [folder / "scale.json", folder / "scale.csv"]
-    paths[0].write_text(json.dumps(record, indent=1) + "\n")
-    with paths[1].open("w", newline="") as file:
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    contents = {"scale.json": (json.dumps(record, indent=1) + "\n").encode(), "scale.csv": table.getvalue().encode()}
     try:
-        paths.append(_plot(rows, folder / "scale.png"))
+        contents["scale.png"] = _plot(rows)
     except ImportError:
         print("matplotlib is not installed: no plot; the CSV holds the numbers.")
-    return paths
+    return [_written(options.out / name, content) for name, content in contents.items()]
 
 
-COLOURS = {"strong": "#0072B2", "weak": "#D55E00"}  # Okabe and Ito's, told apart by all
+def _written(path: Path, content: bytes) -> Path:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
 
 
-def _plot(rows: list[Row], path: Path) -> Path:
+DRAWN: dict[str, Row] = {  # Okabe and Ito's colours, told apart by all; rings, as dots may coincide
+    "strong": {"color": "#0072B2", "markersize": 5},
+    "weak": {"color": "#D55E00", "markersize": 10, "markerfacecolor": "none"},
+}
+
+
+def _plot(rows: list[Row]) -> bytes:
+    """Seconds above, efficiency below, for forward and forward + backward; as PNG."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    figure = Figure(figsize=(10, 7), layout="constrained")
     grid = figure.subplots(2, 2, sharex=True)
-    kinds = sorted({str(r["kind"]) for r in rows})
     ranks = sorted({int(r["ranks"]) for r in rows})
+    sorts = {"seconds": ("measured", "o"), "model_seconds": ("model", ":"), "fit_seconds": ("fit", "-")}
+    sorts = {key: how for key, how in sorts.items() if f"{NAMES[0]}_{key}" in rows[0]}
     for (above, below), name in zip(grid.T, NAMES, strict=True):
-        for kind in kinds:
-            group = [r for r in rows if r["kind"] == kind]
-            places = [r["ranks"] for r in group]
-            drawn = {"color": COLOURS[kind], "markersize": 6}
-            what = f"{kind} ({'one scene' if kind == 'strong' else 'rows grow with P'})"
-            above.plot(places, [r[f"{name}_seconds"] for r in group], "o", label=f"{what}: measured", **drawn)
-            above.plot(places, [r[f"{name}_fit_seconds"] for r in group], "-", label="fit", **drawn)
-            above.plot(places, [r[f"{name}_model_seconds"] for r in group], ":", label="model", **drawn)
-            below.plot(places, [r[f"{name}_efficiency"] for r in group], "o-", label=what, **drawn)
+        for key, (label, style) in sorts.items():
+            for kind in sorted({str(r["kind"]) for r in rows}):
+                group = [r for r in rows if r["kind"] == kind]
+                places = [r["ranks"] for r in group]
+                what = f"{kind} ({'one scene' if kind == 'strong' else 'rows grow with P'}): {label}"
+                above.plot(places, [r[f"{name}_{key}"] for r in group], style, label=what, **DRAWN[kind])
+                if key == "seconds":
+                    below.plot(places, [r[f"{name}_efficiency"] for r in group], style, **DRAWN[kind])
         above.set(title=name.replace("_", " + "), ylabel="seconds")
         below.set(xlabel="ranks P", ylabel="efficiency (speed-up / P)", xticks=ranks)
         above.set_ylim(bottom=0)
         below.set_ylim(0, max(1.1, below.get_ylim()[1]))
         below.axhline(1, color="0.6", linewidth=0.8)
-        above.legend(fontsize="small", ncols=len(kinds))
-        below.legend(fontsize="small", loc="lower left")
-    figure.savefig(path, dpi=120)
-    return path
+    # one column for each sort of line, as legends are filled column by column
+    figure.legend(handles=grid[0, 0].lines, loc="outside lower center", ncols=len(sorts))
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120)
+    return drawn.getvalue()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -382,11 +433,11 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="rsseglab scale", description="Measure how the spatial engine scales.")
     p.add_argument("--ranks", default="1,2", help="numbers of ranks to measure, by commas")
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    p.add_argument("--size", type=int, default=1024, help="rows and columns of the scene, px (a multiple of 16)")
+    p.add_argument("--size", type=int, default=1024, help="rows and columns, px; a multiple of 16, from 32")
     p.add_argument("--width", type=int, default=16, help="channels of the U-Net at full resolution")
     p.add_argument("--tiles", type=int, default=1, help="tiles in one process, for one rank")
     p.add_argument("--threads", type=int, default=1, help="threads a rank")
-    p.add_argument("--repeats", type=int, default=3)
+    p.add_argument("--repeats", type=int, default=3, help="timed runs, of which the median counts")
     p.add_argument("--no-weak", dest="weak", action="store_false", help="strong scaling alone")
     p.add_argument("--out", type=Path, default=Path("scale"), help="folder for record, CSV and plot")
     return p
@@ -396,8 +447,11 @@ def _kinds(options: argparse.Namespace) -> tuple[str, ...]:
     return ("strong", "weak") if options.weak else ("strong",)
 
 
-def _numbers(text: str) -> list[int]:
-    """``--ranks 1,2,4`` as numbers."""
+def _ranks(options: argparse.Namespace) -> list[int]:
+    """``--ranks 1,2,4`` as numbers; under torchrun the ranks that are there."""
+    if _under_torchrun():
+        return [int(os.environ["WORLD_SIZE"])]
+    text = options.ranks
     numbers = [int(n) if n.strip().isdigit() else 0 for n in text.split(",")]
     if not all(numbers):
         raise SpatialError(f"scale: --ranks {text} is not a list of positive numbers; write such as 1,2,4.")
@@ -405,17 +459,20 @@ def _numbers(text: str) -> list[int]:
 
 
 def _check(options: argparse.Namespace) -> None:
-    if options.size < 16 or options.size % 16:
+    if options.size < 32 or options.size % 16:  # of 16 px one pixel would be left, which has no variance
         raise SpatialError(
-            f"scale: --size {options.size} is not a multiple of 16, which the U-Net halves by; change it."
+            f"scale: --size {options.size} can't be halved four times by the U-Net; give a multiple of 16, from 32 on."
         )
     for name in ("width", "tiles", "threads", "repeats"):
         if getattr(options, name) < 1:
             raise SpatialError(f"scale: --{name} {getattr(options, name)} is below 1; give at least 1.")
+    most = max(_ranks(options))
+    for what, number in (("ranks", most), ("tiles", options.tiles)):
+        if number > options.size:
+            raise SpatialError(f"scale: {number} {what} are more than --size {options.size} has rows; take fewer.")
     if options.device == "cuda":
         if not torch.cuda.is_available():
             raise SpatialError("scale: no CUDA device is to be seen; use --device cpu.")
-        most = max(_numbers(options.ranks))
         if not _under_torchrun() and most > torch.cuda.device_count():
             raise SpatialError(f"scale: {most} ranks need as many GPUs, {torch.cuda.device_count()} are to be seen.")
 
@@ -427,20 +484,21 @@ def _under_torchrun() -> bool:
 def run(options: argparse.Namespace) -> list[Row]:
     """Measure every number of ranks, under torchrun those that are there."""
     _check(options)
+    options.out.mkdir(parents=True, exist_ok=True)  # a path that can't be written is known before minutes are spent
     if _under_torchrun():
         torch.set_num_threads(options.threads)
         dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
         rows = [_measure_kind(dist.get_world_size(), kind, options) for kind in _kinds(options)]
         first = dist.get_rank() == 0
+        dist.barrier()
         dist.destroy_process_group()
         return with_model(rows) if first else []
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for ranks in _numbers(options.ranks):
+        for ranks in _ranks(options):
             for kind in _kinds(options):
                 print(f"{kind} scaling, {ranks} rank{'s' if ranks > 1 else ''} ...", file=sys.stderr, flush=True)
-                spawn(_worker, (ranks, kind, folder, options), nprocs=ranks)
-                rows.append(json.loads(Path(folder, f"{kind}{ranks}.json").read_text()))
+                rows.append(_spawned(ranks, kind, folder, options))
     return with_model(rows)
 
 
@@ -449,6 +507,7 @@ def scale(arguments: list[str] | None = None) -> list[Row]:
 
     Raises:
         SpatialError: if the options can't be measured here.
+        OSError: if the folder can't be made or written.
     """
     options = parser().parse_args(arguments)
     rows = run(options)
@@ -462,7 +521,10 @@ def scale(arguments: list[str] | None = None) -> list[Row]:
             f"{row['forward_backward_peak_mib_a_rank']:.0f} MiB a rank  "
             f"{row['forward_backward_bytes_sent_a_rank'] / 2**20:.1f} MiB sent"
         )
-    for path in write(rows, options, options.out) if rows else ():
+    least = min((int(row["ranks"]) for row in rows), default=1)
+    if least > 1:
+        print(f"The base of speed-up (x), efficiency and model is P={least}, the least that was measured.")
+    for path in write(rows, options) if rows else ():
         print(path.as_posix())
     return rows
 
@@ -474,6 +536,12 @@ def main(arguments: list[str] | None = None) -> int:
     except SpatialError as error:
         print(f"rsseglab: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"rsseglab: {error}; check the path, the permissions and the free space.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nrsseglab: interrupted; no half-written file is left.", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -3,13 +3,14 @@
 import csv
 import json
 
+import pytest
 import torch
 import torch.nn.functional as F
 from equality import same
 
-from rsseglab.spatial import Layout, cut
+from rsseglab.spatial import Layout, cut, scale
 from rsseglab.spatial.exchange import Traffic
-from rsseglab.spatial.scale import UNet, fit, main
+from rsseglab.spatial.scale import UNet, fit, main, parser, with_model, write
 
 
 def test_its_unet_is_exact_on_tiles():
@@ -35,11 +36,61 @@ def test_one_command_writes_record_table_and_plot(tmp_path, capsys):
     assert "P=2" in capsys.readouterr().out
 
 
-def test_a_size_that_does_not_halve_is_refused(capsys):
-    assert main(["--size", "50"]) == 2
-    assert "multiple of 16" in capsys.readouterr().err
-    assert main(["--ranks", "1,x"]) == 2
-    assert "such as 1,2,4" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--size 50", "multiple of 16"),
+        ("--size 16", "from 32 on"),  # one pixel would be left, of which batch norm has no variance
+        ("--ranks 1,x", "such as 1,2,4"),
+        ("--ranks 1,65 --size 64", "65 ranks are more"),
+        ("--tiles 33 --size 32", "33 tiles are more"),
+        ("--repeats 0", "at least 1"),
+    ],
+)
+def test_what_can_not_be_measured_is_refused_in_one_line(options, message, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main([*options.split(), "--out", out.as_posix()]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not out.exists()
+
+
+def test_a_folder_that_can_not_be_made_is_refused_before_measuring(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["--out", (tmp_path / "file").as_posix()]) == 2
+    error = capsys.readouterr().err
+    assert "File exists" in error and "scaling" not in error and error.count("\n") == 1
+
+
+def test_ctrl_c_is_one_line_and_leaves_no_file(tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scale, "_spawned", interrupted)
+    assert main(["--size", "64", "--out", tmp_path.as_posix()]) == 130
+    assert "interrupted" in capsys.readouterr().err.splitlines()[-1] and not list(tmp_path.iterdir())
+
+
+def test_without_one_rank_the_least_is_the_base_and_the_record_says_which(tmp_path):
+    rows = [_row(ranks, seconds) for ranks, seconds in ((2, 4.0), (4, 2.5))]
+    options = parser().parse_args(["--out", tmp_path.as_posix()])
+    assert [r["forward_efficiency"] for r in with_model(rows)] == [1, 0.8]
+    assert "forward_fit_seconds" not in rows[0]  # two numbers make no fit
+    write(rows, options)
+    assert json.loads((tmp_path / "scale.json").read_text())["options"]["ranks"] == "2,4"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["scale.csv", "scale.json", "scale.png"]
+
+
+def test_a_fit_from_three_numbers_on():
+    rows = with_model([_row(ranks, 8 / ranks + (ranks > 1)) for ranks in (1, 2, 4)])
+    assert [round(r["forward_fit_seconds"], 9) for r in rows] == [8, 5, 3]
+
+
+def _row(ranks, seconds):
+    row = {"kind": "strong", "ranks": ranks, "work_share": 1 / ranks, "latency_s": 0, "sum_latency_s": 0}
+    for name in ("forward", "forward_backward"):
+        row |= {f"{name}_seconds": seconds, f"{name}_mpx_per_s": 1 / seconds}
+        row |= {f"{name}_reckoned_{what}": 0 for what in ("messages_a_rank", "bytes_a_rank", "sums")}
+    return row | {"bandwidth_bytes_per_s": 1}
 
 
 def test_halo_of_a_convolution_as_a_reader_would_reckon_it():
@@ -60,3 +111,4 @@ def test_fit_finds_the_two_numbers():
     c, d = fit(shares, many, [8.0, 4.5, 2.5])
     assert abs(c - 8) < 1e-9 and abs(d - 0.5) < 1e-9
     assert fit(shares, many, [8.0, 3.9, 1.9])[1] == 0
+    assert fit(shares, many, [0.1, 3.0, 5.0]) == (0, 4)  # more workers than cores: nothing is shared out
