@@ -38,12 +38,20 @@ def sync_gradients(module: nn.Module, layout: Layout) -> None:
     Args:
         module: the model, the same on every rank.
         layout: the layout of the scene that the loss was computed on.
+
+    Raises:
+        SpatialError: on every rank, if they disagree on which parameters require gradients.
     """
     if layout.mesh is None:
         return
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    used = agree(layout, [int(p.grad is not None) for p in parameters], "sync_gradients")
-    shared = [p for k, p in enumerate(parameters) if any(row[k] for row in used)]
+    parameters = list(module.parameters())
+    flags = [[int(p.requires_grad), int(p.requires_grad and p.grad is not None)] for p in parameters]
+    facts = agree(layout, [flag for pair in flags for flag in pair], "sync_gradients")
+    if any(row[::2] != facts[0][::2] for row in facts):
+        raise SpatialError(
+            "sync_gradients: ranks disagree on which parameters are trained; set requires_grad alike on every rank."
+        )
+    shared = [p for k, p in enumerate(parameters) if any(row[2 * k + 1] for row in facts)]
     for dtype in sorted({p.dtype for p in shared}, key=str):
         group = [p for p in shared if p.dtype == dtype]
         for p in group:

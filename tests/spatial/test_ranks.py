@@ -231,6 +231,15 @@ def refusals(rank):
         Layout(2, 1, init_device_mesh("cpu", (2, 1)))
 
 
+def different_parameters(rank):
+    layout = Layout(2, 1, DeviceMesh("cpu", [0, 1]))
+    model = nn.Conv2d(1, 1, 3, padding=1)
+    model.bias.requires_grad_(bool(rank))
+    join(model(cut(torch.ones(1, 1, 8, 8), layout))).sum().backward()
+    with pytest.raises(SpatialError, match="which parameters are trained"):
+        sync_gradients(model, layout)
+
+
 def own_coins(rank):
     """Ranks seeded apart draw alike: a network may drop samples by torch.rand, as smp's EfficientNet does."""
     layout = Layout(2, 1, DeviceMesh("cpu", [0, 1]))
@@ -299,6 +308,7 @@ def test_keys_in_a_ring_equal_keys_gathered(ranks):
 
 def test_two_ranks_refuse_together():
     spawn(2, refusals)
+    spawn(2, different_parameters)
 
 
 def test_two_ranks_toss_the_same_coins():
