@@ -239,7 +239,15 @@ def unpack(archive: Path, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacking-") as aside:
             _extract(archive, Path(aside))
-            for path in sorted(Path(aside).rglob("*")):
+            found = sorted(Path(aside).rglob("*"))
+            for path in found:  # before anything is moved
+                target = folder / path.relative_to(aside)
+                if target.exists() and target.is_dir() != path.is_dir():
+                    kinds = ("folder", "file") if path.is_dir() else ("file", "folder")
+                    raise UserError(
+                        f"{archive} has a {kinds[0]} {path.name} where {target} is a {kinds[1]}; move that away."
+                    )
+            for path in found:
                 target = folder / path.relative_to(aside)
                 if path.is_dir():
                     target.mkdir(exist_ok=True)

@@ -350,6 +350,14 @@ def test_a_member_that_leaves_its_folder_is_refused(tmp_path, content):
 
 
 @pytest.mark.parametrize("make", [zipped, tarred])
+def test_a_file_where_a_folder_is_in_the_way_moves_nothing(tmp_path, make):
+    (tmp_path / "here" / "b").mkdir(parents=True)
+    with pytest.raises(UserError, match="move that away"):
+        store.unpack(put(tmp_path / "a", make({"a.txt": b"1", "b": b"2", "c.txt": b"3"})), tmp_path / "here")
+    assert [p.name for p in (tmp_path / "here").iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("make", [zipped, tarred])
 def test_a_damaged_archive_leaves_nothing(tmp_path, make):
     members = {f"{i}.bin": os.urandom(4000) for i in range(4)}
     whole = make(members)
