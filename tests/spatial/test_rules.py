@@ -7,6 +7,7 @@ from equality import relative
 from torch import nn
 
 from rsseglab.spatial import Layout, SceneTensor, cut, join
+from rsseglab.spatial.rules.randomness import global_index
 
 LAYOUTS = [Layout(p) for p in (1, 2, 3, 5, 7, 8, 11)] + [
     Layout(2, 2),
@@ -96,6 +97,7 @@ CASES = {
     "nearest-exact": (lambda x: F.interpolate(x, size=(7, 30), mode="nearest-exact"), []),
     "bilinear x2": (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), []),
     "bilinear x3 by size": (lambda x: F.interpolate(x, size=(39, 33), mode="bilinear"), []),
+    "bilinear x1.05, of equal size": (lambda x: F.interpolate(x, scale_factor=1.05, mode="bilinear"), []),
     "bilinear x4 rows": (lambda x: F.interpolate(x, scale_factor=(4, 1), mode="bilinear"), []),
     "bilinear x4 corners": (
         lambda x: F.interpolate(x, scale_factor=4, mode="bilinear", align_corners=True),
@@ -115,6 +117,7 @@ CASES = {
     "pixel_unshuffle": (lambda x: F.pixel_unshuffle(F.pad(x, (0, 1, 0, 2)), 3), []),
     "unfold": (lambda x: F.unfold(x, 3, padding=1, stride=2), []),
     "unfold dilated": (lambda x: F.unfold(x, (3, 2), dilation=2), []),
+    "fold with rows to spare": (lambda x: F.fold(F.unfold(x, 3, stride=3) ** 2, (13, 11), 3, stride=3), []),
     "fold": (
         lambda x: F.fold(F.unfold(x, 3, padding=1, stride=2) ** 2, (13, 11), 3, padding=1, stride=2),
         [],
@@ -143,6 +146,7 @@ CASES = {
     "var": (lambda x: x.var((2, 3)), []),
     "std rows": (lambda x: torch.std(x, 2, keepdim=True), []),
     "norm": (lambda x: x.norm(dim=(2, 3)), []),
+    "norm of zeros": (lambda x: F.relu(x - 100).norm(dim=(2, 3)) + x.norm(dim=(2, 3)), []),
     "norm channels": (lambda x: torch.linalg.vector_norm(x, dim=1), []),
     "normalize channels": (lambda x: F.normalize(x, dim=1), []),
     "normalize rows": (lambda x: F.normalize(x, dim=2), []),
@@ -168,6 +172,7 @@ CASES = {
     "in place": (lambda x: F.relu_((x * 2).add_(x).mul_(3)), []),
     "where and comparison": (lambda x: torch.where(x > 0, x, 0.1 * x), []),
     "prelu": (lambda x, a: F.prelu(x, a), [w(4)]),
+    "two cuts meet": (lambda x: x[:, :, :11] * x[:, :, :11].transpose(2, 3), []),
     "position map": (lambda x, a: x + a, [POSITION]),
     "position rows": (lambda x, a: x * a, [w(13, 1)]),
     "mask": (lambda x: x.masked_fill((POSITION > 0), 0.0), []),
@@ -211,11 +216,19 @@ CASES = {
     "class vectors": (lambda x: torch.einsum("bkhw,bchw->bkc", x.softmax(1), x), []),
     "write back": (lambda x, a: torch.einsum("bkhw,kc->bchw", x, a), [w(4, 5)]),
     "einsum rows": (lambda x, a: torch.einsum("...hw,hk->...kw", x, a), [w(13, 5)]),
+    "baddbmm": (
+        lambda x: torch.baddbmm(w(x.shape[0], 4, 4), x.flatten(2), x.flatten(2).transpose(1, 2), beta=0.5, alpha=2),
+        [],
+    ),
     "bmm": (lambda x: torch.bmm(x.flatten(0, 1), x.flatten(0, 1).transpose(1, 2)), []),
     "attention": (lambda x: F.scaled_dot_product_attention(tokens(x), tokens(x) * 2, tokens(x) + 1), []),
     "attention with bias": (
         lambda x, a: F.scaled_dot_product_attention(*[tokens(x)[:, None]] * 3, attn_mask=a),
         [w(1, 143, 143)],
+    ),
+    "attention with a mask of two dimensions": (
+        lambda x, a: F.scaled_dot_product_attention(*[tokens(x)[:, None]] * 3, attn_mask=a),
+        [w(143, 143)],
     ),
     "attention causal": (lambda x: F.scaled_dot_product_attention(*[tokens(x)] * 3, is_causal=True), []),
     "attention by hand": (lambda x: (tokens(x) @ x.flatten(2)).softmax(-1) @ tokens(x), []),
@@ -360,6 +373,13 @@ def test_attention_dropout_does_not_depend_on_the_cut():
         assert all(relative(y, found[0]) < 1e-12 for y in found)
         torch.manual_seed(8)
         assert relative(join(function(tokens(cut(x, Layout(3))))), found[0]) > 0.01
+
+
+def test_every_pixel_tosses_its_own_coin():
+    for layout in LAYOUTS:
+        scene = cut(torch.zeros(2, 3, 13, 11), layout)
+        index = scene.like([global_index(scene, tile) for tile in layout.held])
+        assert torch.equal(join(index), torch.arange(2 * 3 * 13 * 11).reshape(2, 3, 13, 11))
 
 
 def test_modules_with_padding_modes():
