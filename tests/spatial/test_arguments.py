@@ -1,4 +1,4 @@
-"""Convolution, pooling, resizing over drawn arguments: where the plain call runs, ours is equal."""
+"""Every family that has arguments over drawn ones: where the plain call runs, ours is equal."""
 
 import torch
 import torch.nn.functional as F
@@ -148,3 +148,78 @@ def test_roll_and_slice(layout, size, down, right, start, stop, step):
     equal(lambda x: x.roll((down, right), (2, 3)), size, layout)
     if stop > start:
         equal(lambda x: x[:, 1:, start:stop:step, 1:-1], size, layout)
+
+
+@few
+@given(
+    layouts,
+    sizes,
+    st.sampled_from(["batch", "group", "instance", "layer"]),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from([1e-5, 0.1]),
+    st.booleans(),
+    st.integers(1, 3),
+    st.sampled_from([0.0, 1e4]),
+)
+def test_norms(layout, size, kind, groups, eps, affine, batch, shift):
+    weight, bias = (torch.arange(1.0, 5.0).double(), torch.ones(4).double()) if affine else (None, None)
+
+    def norm(x):
+        x = x + shift
+        if kind == "batch":
+            return F.batch_norm(x, None, None, weight, bias, True, 0.1, eps)
+        if kind == "group":
+            return F.group_norm(x, groups, weight, bias, eps)
+        if kind == "instance":
+            return F.instance_norm(x, None, None, weight, bias, True, 0.1, eps)
+        return F.layer_norm(x.permute(0, 2, 3, 1), (4,), weight, bias, eps)
+
+    equal(norm, size, layout, batch)
+
+
+@few
+@given(
+    layouts,
+    sizes,
+    st.sampled_from(["sum", "mean", "var", "std", "amax", "amin", "logsumexp", "norm", "softmax", "log_softmax"]),
+    st.sets(st.integers(-4, 3), min_size=1, max_size=3),
+    st.booleans(),
+    st.integers(1, 3),
+)
+def test_reductions(layout, size, name, dims, keepdim, batch):
+    dims = tuple({d % 4: d for d in dims}.values())
+    if name in ("softmax", "log_softmax"):
+        equal(lambda x: getattr(x, name)(dims[0]), size, layout, batch)
+    elif name in ("var", "std"):
+        equal(lambda x: getattr(x, name)(dims, correction=0, keepdim=keepdim), size, layout, batch)
+    elif name == "norm":
+        equal(lambda x: x.norm(dim=dims, keepdim=keepdim), size, layout, batch)
+    else:
+        equal(lambda x: getattr(x, name)(dims, keepdim=keepdim), size, layout, batch)
+
+
+@few
+@given(
+    layouts,
+    sizes,
+    st.sampled_from(["mean", "sum", "none"]),
+    st.sampled_from([-100, 0, 2]),
+    st.sampled_from([0.0, 0.1]),
+    st.booleans(),
+    st.integers(1, 3),
+)
+def test_cross_entropy(layout, size, reduction, ignored, smoothing, weighted, batch):
+    target = torch.randint(0, 4, (batch, *size), generator=torch.Generator().manual_seed(3))
+    weight = torch.arange(1.0, 5.0).double() if weighted else None
+    equal(lambda x: F.cross_entropy(x, target, weight, None, ignored, None, reduction, smoothing), size, layout, batch)
+
+
+@few
+@given(layouts, sizes, st.sampled_from([1, 2, 4]), st.integers(1, 4), st.booleans(), st.integers(1, 3))
+def test_attention(layout, size, heads, reduced, causal, batch):
+    def attend(x):
+        kept = F.avg_pool2d(x, min(reduced, *size)) if reduced > 1 else x
+        q, k = (t.flatten(2).reshape(batch, heads, 4 // heads, -1).transpose(2, 3) for t in (x, kept))
+        return F.scaled_dot_product_attention(q, k, k * 2, is_causal=causal and reduced == 1)
+
+    equal(attend, size, layout, batch)
