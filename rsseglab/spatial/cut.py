@@ -107,15 +107,11 @@ def viewed(shape: Shape, axes: Axes, new_shape: Shape) -> tuple[Axes, tuple[int,
     followed: list[Axis] = []
     units: list[int] = []
     for axis in axes:
-        if axis.length == 1:  # any dimension of one row may carry it
-            taken = {a.dim for a in followed}
-            free = [d for d, n in enumerate(new_shape) if n == 1 and d not in taken]
-            if not free:
-                raise SpatialError(f"view of {list(shape)} as {list(new_shape)}: no dimension is left for the cut.")
-            followed.append(Axis(free[-1], axis.bounds))
+        below = axis.inner * prod(shape[axis.dim + 1 :])  # elements under one step of the cut index
+        if axis.length == 1 and (place := _of_one_row(new_shape, below, {a.dim for a in followed})) is not None:
+            followed.append(Axis(place, axis.bounds))
             units.append(1)
             continue
-        below = axis.inner * prod(shape[axis.dim + 1 :])  # elements under one step of the cut index
         for dim in range(len(new_shape)):
             under = prod(new_shape[dim + 1 :])
             if under < below * axis.length:
@@ -131,6 +127,20 @@ def viewed(shape: Shape, axes: Axes, new_shape: Shape) -> tuple[Axes, tuple[int,
         followed.append(Axis(dim, tuple(-(-b // unit) for b in axis.bounds), new_shape[dim] // (inner * length), inner))
         units.append(unit)
     return plainest(tuple(followed)), tuple(units)
+
+
+def _of_one_row(shape: Shape, below: int, taken: set[int]) -> int | None:
+    """Where a cut of one row goes: the dimension of one row that stands at its place, if there is one.
+
+    At the very end of the shape any dimension of one row will do, and one must be found.
+    """
+    free = [d for d, n in enumerate(shape) if n == 1 and d not in taken]
+    there = [d for d in free if prod(shape[d + 1 :]) == below]
+    if not there and below == 1:
+        if not free:
+            raise SpatialError(f"view as {list(shape)}: no dimension of one row is left for the cut one.")
+        there = free
+    return there[-1] if there else None
 
 
 def plainest(axes: Axes) -> Axes:

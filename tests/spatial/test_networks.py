@@ -17,6 +17,14 @@ def test_network_equals_the_plain_call(decoder, encoder, size):
         same(model, scene(size), layout, tolerance(encoder))
 
 
+def test_windows_on_a_grid():
+    """Swin rolls, pads and parts its maps in windows with channels last; on a grid all of that is cut twice."""
+    model = build("UPerNet", "tu-swin_tiny_patch4_window7_224").eval()
+    x = scene((224, 224), 1)
+    with torch.no_grad():
+        assert relative(join(model(cut(x, Layout(2, 2)))), model(x)) < 1e-10
+
+
 def test_tiles_that_become_empty_deep_in_a_network():
     """Eleven bands of 96 rows: at 1/32 there are three rows, and eight empty tiles."""
     model = build("Unet", "resnet18")

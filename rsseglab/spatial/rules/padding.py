@@ -48,7 +48,7 @@ def pad(input: SceneTensor, pad: Sequence[int], mode: str = "constant", value: f
 
 def _constant(x: SceneTensor, pads: dict[int, tuple[int, int]], value: float) -> SceneTensor:
     """The tiles at the scene's ends take the new rows (or lose theirs, if negative)."""
-    x = _uncrossed(as_map(x, "pad") if x.dim() == 4 and any(a.dim < 2 for a in x.axes) else x, pads)
+    x = _uncrossed(x, pads)
     shape = [n + sum(pads.get(d, (0, 0))) for d, n in enumerate(x.shape)]
     if min(shape) < 1:
         raise SpatialError(f"pad of {list(x.shape)} by {pads}: nothing would be left.")
@@ -78,7 +78,9 @@ def _grown(axis: Axis, before: int, after: int) -> Axis:
 
 
 def _uncrossed(x: SceneTensor, pads: dict[int, tuple[int, int]]) -> SceneTensor:
-    """A merged dimension can't be padded along a cut inside it."""
+    """A merged dimension can't be padded along a cut inside it; a map can be cut anew."""
+    if x.dim() == 4 and any(any(pads.get(a.dim, ())) and not a.simple for a in x.axes):
+        return as_map(x, "pad")
     for axis in x.axes:
         if axis.dim in pads and any(pads[axis.dim]) and not axis.simple:
             raise refusal("pad", (x,), why=f"can't pad dimension {axis.dim}, in which the cut is merged with others")
