@@ -356,6 +356,9 @@ def _simple(axes: Axes) -> bool:
 def cut(x: Tensor, layout: Layout) -> SceneTensor:
     """Cut a whole scene in the layout's tiles; each rank keeps its own.
 
+    Over ranks, default random generators that differ are set to the first rank's state, so that a network that draws
+    for itself (drop-path) draws alike everywhere.
+
     Args:
         x: (B, C, H, W), or a label map (B, H, W). With a mesh, every rank passes the same scene; where
             that is too large to read everywhere, use ``from_tile``.
@@ -397,6 +400,8 @@ def _too_many(layout: Layout, height: int, width: int) -> str:
 
 def from_tile(tile: Tensor, layout: Layout, height: int, width: int) -> SceneTensor:
     """Make a scene of tiles that each rank has read for itself.
+
+    Random generators are brought to one state over ranks, as by ``cut``.
 
     Args:
         tile: this rank's window of the scene, (B, C, h, w) or (B, h, w), as ``layout.windows`` names it.
