@@ -237,15 +237,20 @@ def conv_transpose2d(
         return needs
 
     def compute(window: Tensor, rows: View, cols: View) -> Tensor:
-        y = F.conv_transpose2d(window, weight, None, strides, 0, 0, groups, dilations)
-        for dim, view in ((2, rows), (3, cols)):
-            offset = view.out[0] - (view.span.start * strides[dim - 2] - pads[dim - 2])
+        cuts = []  # a dimension each: where the output begins in the kernel's, its length, rows that no input reaches
+        for dim, view in ((0, rows), (1, cols)):
+            made = (window.shape[dim + 2] - 1) * strides[dim] + reach[dim] + 1
+            offset = view.out[0] - (view.span.start * strides[dim] - pads[dim])
             want = view.out[1] - view.out[0]
-            lead, short = max(0, -offset), max(0, offset + want - y.shape[dim])
-            if lead or short:  # rows that no input reaches
-                y = F.pad(y, (0, 0, lead, short) if dim == 2 else (lead, short))
-            y = y.narrow(dim, offset + lead, want)
-        return y if bias is None else y + bias[:, None, None].to(y.dtype)
+            cuts.append((offset, want, max(0, -offset), max(0, offset + want - made)))
+        bare = any(lead or short for *_, lead, short in cuts)  # such rows hold the bias alone
+        y = F.conv_transpose2d(window, weight, None if bare else bias, strides, 0, 0, groups, dilations)
+        if bare:
+            (_, _, top, bottom), (_, _, left, right) = cuts
+            y = F.pad(y, (left, right, top, bottom))
+        for dim, (offset, want, lead, _) in enumerate(cuts):
+            y = y.narrow(dim + 2, offset + lead, want)
+        return y if bias is None or not bare else y + bias[:, None, None].to(y.dtype)
 
     channels = weight.shape[1] * groups
     return windowed(x, (sizes[0], sizes[1]), channels, (needs_along(0), needs_along(1)), compute, "conv_transpose2d")
