@@ -249,7 +249,8 @@ def conv_transpose2d(
             (_, _, top, bottom), (_, _, left, right) = cuts
             y = F.pad(y, (left, right, top, bottom))
         for dim, (offset, want, lead, _) in enumerate(cuts):
-            y = y.narrow(dim + 2, offset + lead, want)
+            if y.shape[dim + 2] != want:
+                y = y.narrow(dim + 2, offset + lead, want)
         return y if bias is None or not bare else y + bias[:, None, None].to(y.dtype)
 
     channels = weight.shape[1] * groups
