@@ -280,6 +280,8 @@ def _worker(rank: int, ranks: int, kind: str, folder: str, options: argparse.Nam
             timeout=timedelta(minutes=10),
         )
     row = _measure_kind(ranks, kind, options)
+    if ranks > 1:
+        dist.barrier()
     if rank == 0:
         Path(folder, f"{kind}{ranks}.json").write_text(json.dumps(row))
     if ranks > 1:
@@ -300,18 +302,20 @@ def _spawned(ranks: int, kind: str, folder: str, options: argparse.Namespace) ->
         context = spawn(_worker, (ranks, kind, folder, options), nprocs=ranks, join=False)
     finally:
         signal.signal(signal.SIGINT, handler)
+    found = Path(folder, f"{kind}{ranks}.json")
     try:
         while not context.join():
             pass
     except ProcessExitedException as error:
-        raise SpatialError(
-            f"scale: {error}, of {ranks} ranks; where memory ran out, a smaller --size or --width helps."
-        ) from error
+        if not found.exists():  # once it is there all ranks are through, and gloo may still abort one that leaves
+            raise SpatialError(
+                f"scale: {error}, of {ranks} ranks; where memory ran out, a smaller --size or --width helps."
+            ) from error
     finally:
         for process in context.processes:
             process.kill()
             process.join()
-    row: Row = json.loads(Path(folder, f"{kind}{ranks}.json").read_text())
+    row: Row = json.loads(found.read_text())
     return row
 
 
