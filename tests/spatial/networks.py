@@ -53,8 +53,3 @@ def scene(size, batch=2):
     """Noise on a slope, so that no two rows look alike."""
     x = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return x + torch.linspace(-1, 1, size[0], dtype=torch.float64)[:, None]
-
-
-def tolerance(encoder):
-    """timm resamples ViT's position embedding in float32, which leaves 1e-8."""
-    return 1e-7 if encoder.startswith("tu-vit") else 1e-10
