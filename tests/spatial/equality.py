@@ -50,7 +50,7 @@ def rounding(model, x, plain):
 
 
 def within(found, own, bar):
-    """Each parameter within the bar, or within four times torch's own rounding of that very one; so the worst buffer."""
+    """Each error within the bar, or within four times torch's own rounding of that very tensor (or worst buffer)."""
     return all(error <= max(bar, 4 * its) for error, its in zip(found, own, strict=True))
 
 
