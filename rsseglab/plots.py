@@ -1,17 +1,23 @@
 """Pictures of scenes, labels and errors; palettes that colour-blind readers can tell apart."""
 
 from collections.abc import Sequence
+from itertools import cycle
+from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from rsseglab.scenes.scene import IGNORE_INDEX, LabelClass, Scene, Window
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Okabe and Ito's palette, told apart with any colour vision.
 OKABE_ITO: tuple[tuple[int, int, int], ...] = (
@@ -95,8 +101,7 @@ def class_legend(classes: Sequence[LabelClass], ignored: bool = True) -> list[Pa
 
 
 def _patch(name: str, color: tuple[int, int, int]) -> Patch:
-    red, green, blue = (c / 255 for c in color)
-    return Patch(facecolor=(red, green, blue), edgecolor="0.4", label=name)
+    return Patch(facecolor=_unit(color), edgecolor="0.4", label=name)
 
 
 def draw(axes: Axes, picture: NDArray[Any], title: str) -> None:
@@ -141,3 +146,71 @@ def save(figure: Figure, path: Path) -> None:
     finally:
         part.unlink(missing_ok=True)
         plt.close(figure)
+
+
+DIGITISED = "digitised from the authors' plots, ±0.03 (±0.1 where faint)"
+
+
+def window_curves(published: "pd.DataFrame", ours: "pd.DataFrame | None" = None) -> Figure:
+    """Mean IoU against the side of the test window: published curves beside ours, one panel a data set.
+
+    Args:
+        published: as `rsseglab.evaluation.published_rest` gives ``window curve``; dashed with hollow markers.
+        ours: dataset, method, test_px (side of the window), value and the interval's ends low and high (all shares);
+            solid with filled markers. In a panel of its own, or beside the published curves of the same data set.
+    """
+    parts = [published] if ours is None else [published, ours]
+    datasets = list(dict.fromkeys(name for part in parts for name in part["dataset"]))
+    columns = ceil(len(datasets) ** 0.5)
+    rows = -(-len(datasets) // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(4.8 * columns, 3.6 * rows + 1), layout="constrained", squeeze=False
+    )
+    trained = {
+        px: _unit(color) for px, color in zip(sorted(published["train_px"].unique()), cycle(OKABE_ITO), strict=False)
+    }
+    markers = dict(zip(published["method"].unique(), cycle("sod^"), strict=False))
+    for axes, dataset in zip(grid.flat, datasets, strict=False):
+        theirs = published[published["dataset"] == dataset]
+        for (method, train_px), curve in theirs.groupby(["method", "train_px"]):
+            axes.errorbar(
+                curve["test_px"], 100 * curve["value"], 100 * curve["error"], linestyle="--", linewidth=1,
+                marker=markers[method], markerfacecolor="none", markersize=5, color=trained[train_px],
+            )  # fmt: skip
+        if ours is not None and (mine := ours[ours["dataset"] == dataset]).size:
+            _draw_ours(axes, mine)
+        sides = sorted({int(px) for part in parts for px in part.loc[part["dataset"] == dataset, "test_px"]})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sides, [str(px) for px in sides], rotation=45)
+        axes.minorticks_off()
+        axes.set(title=dataset, xlabel="side of the test window (px)")
+        axes.set_ylabel("IoU of water (%)" if set(theirs["measure"]) == {"iou"} else "mean IoU (%)")
+        axes.grid(color="0.92")
+    for axes in grid.flat[len(datasets) :]:
+        axes.set_axis_off()
+    handles = [
+        Line2D([], [], color=color, linestyle="--", label=f"trained at {px} px") for px, color in trained.items()
+    ]
+    handles += [
+        Line2D([], [], color="0.3", linestyle="none", marker=marker, markerfacecolor="none", label=method)
+        for method, marker in markers.items()
+    ]
+    title = f"Dashed, hollow: published, {DIGITISED}; the largest window is the whole scene"
+    figure.legend(handles=handles, title=title, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _draw_ours(axes: Axes, ours: "pd.DataFrame") -> None:
+    colors = cycle((OKABE_ITO[-1], *OKABE_ITO[5::-1]))  # unlike those of the published curves
+    for i, ((method, curve), color) in enumerate(zip(ours.groupby("method", sort=False), colors, strict=False)):
+        curve = curve.sort_values("test_px")
+        value, low, high = (100 * curve[column] for column in ("value", "low", "high"))
+        beside = curve["test_px"] * 1.03 ** (i - ours["method"].nunique() // 2)  # so that no interval hides another
+        axes.vlines(beside, low, high, color=_unit(color), linewidth=1.2)
+        axes.plot(beside, value, "o-", markersize=5, color=_unit(color), label=f"ours: {method}")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _unit(color: tuple[int, int, int]) -> tuple[float, float, float]:
+    red, green, blue = (c / 255 for c in color)
+    return red, green, blue

@@ -112,14 +112,14 @@ def evaluate_scene(
     """
     if not 0 <= tolerance_px <= 256:
         raise UserError(f"the tolerance is {tolerance_px} px; give 0 to 256, such as 3.")
-    read = _reader(prediction, scene)
+    read = index_reader(prediction, scene)
     if placement is None and not isinstance(prediction, np.ndarray):
         placement = read_placement(Path(prediction))
     names = [one.name for one in scene.classes]
     confusion, boundary = Confusion(names), BoundaryF1(names, tolerance_px)
     seams = placement and SeamCounter(scene.height, scene.width, placement, seam_distance_px)
     halo = boundary.halo_px
-    for block in _blocks(scene, block_px, f"scoring {scene.name}" if progress else None):
+    for block in scene_blocks(scene, block_px, f"scoring {scene.name}" if progress else None):
         around = Window(block.row - halo, block.col - halo, block.height + 2 * halo, block.width + 2 * halo)
         guess, label = read(around), scene.read_label(around)
         boundary.update(guess, label)
@@ -174,12 +174,13 @@ def count_labels(scenes: Iterable[Scene], block_px: int = BLOCK_PX) -> NDArray[n
     K = 0
     for scene in scenes:
         K = len(scene.classes)
-        for block in _blocks(scene, block_px, None):
+        for block in scene_blocks(scene, block_px):
             total += np.bincount(scene.read_label(block).ravel(), minlength=total.size)
     return total[:K]
 
 
-def _blocks(scene: Scene, block_px: int, title: str | None) -> Iterator[Window]:
+def scene_blocks(scene: Scene, block_px: int, title: str | None = None) -> Iterator[Window]:
+    """The blocks of a scene row by row, smaller at the far edges; a progress bar of that title, if any."""
     if block_px < 1:
         raise UserError(f"block is {block_px} px; it must be at least 1, such as {BLOCK_PX}.")
     corners = [(row, col) for row in range(0, scene.height, block_px) for col in range(0, scene.width, block_px)]
@@ -187,7 +188,7 @@ def _blocks(scene: Scene, block_px: int, title: str | None) -> Iterator[Window]:
         yield Window(row, col, min(block_px, scene.height - row), min(block_px, scene.width - col))
 
 
-def _reader(prediction: str | Path | Indices, scene: Scene) -> Callable[[Window], Indices]:
+def index_reader(prediction: str | Path | Indices, scene: Scene) -> Callable[[Window], Indices]:
     """How to read class indices in a window that may reach past the scene, where they are `IGNORE_INDEX`."""
     if isinstance(prediction, np.ndarray):
         _check_size("the prediction", prediction.shape, scene)
