@@ -9,6 +9,7 @@ holds. An operation that can't be kept exact raises ``SpatialError`` with its na
 """
 
 from rsseglab.spatial import rules
+from rsseglab.spatial.apart import apart, together
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.layout import Layout
 from rsseglab.spatial.parallel import SceneSampler, augmentation, read_scene, sync_gradients
@@ -19,6 +20,7 @@ __all__ = [
     "SceneSampler",
     "SceneTensor",
     "SpatialError",
+    "apart",
     "augmentation",
     "cut",
     "from_tile",
@@ -27,4 +29,5 @@ __all__ = [
     "replicate",
     "rules",
     "sync_gradients",
+    "together",
 ]

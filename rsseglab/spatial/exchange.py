@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rsseglab.spatial.cut import Interval
+from rsseglab.spatial.cut import Interval, Shape
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.layout import Layout
 
@@ -326,6 +326,55 @@ def fetch(
     counts = [len(requests[t]) for t in layout.held]
     starts = [sum(counts[:k]) for k in range(len(counts))]
     return own_tiles, [outputs[s : s + c] for s, c in zip(starts, counts, strict=True)]
+
+
+class _AllToAll(torch.autograd.Function):
+    """Each tile's packed blocks, one for each tile; the adjoint sends what came back to where it came from."""
+
+    @staticmethod
+    def forward(ctx: Any, layout: Layout, sizes: tuple[Shape, ...], name: str, *packed: Tensor) -> tuple[Tensor, ...]:
+        ctx.layout, ctx.sizes, ctx.name = layout, sizes, name
+        return _all_to_all(layout, sizes, name, packed)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        turned = tuple(zip(*ctx.sizes, strict=True))
+        return None, None, None, *_all_to_all(ctx.layout, turned, f"backward of {ctx.name}", grads)
+
+
+def _all_to_all(layout: Layout, sizes: tuple[Shape, ...], name: str, packed: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    for tile in layout.held:
+        sent = [n for peer, n in enumerate(sizes[tile]) if peer != tile and n]
+        Traffic.sent[name, tile] += sum(sent) * packed[0].element_size()
+        Traffic.messages[tile] += len(sent)
+    if layout.mesh is None:
+        blocks = [p.split(list(row)) for p, row in zip(packed, sizes, strict=True)]
+        return tuple(torch.cat([row[tile] for row in blocks]) for tile in range(layout.parts))
+    arriving = [row[layout.rank] for row in sizes]
+    received = packed[0].new_empty(sum(arriving))
+    with _named(layout, name):
+        dist.all_to_all_single(received, packed[0].contiguous(), arriving, list(sizes[layout.rank]), group=layout.group)
+    return (received,)
+
+
+def all_to_all(
+    layout: Layout, blocks: Sequence[Sequence[Tensor]], sizes: tuple[Shape, ...], name: str
+) -> list[tuple[Tensor, ...]]:
+    """Every tile sends every tile a block: one collective, whatever the blocks hold.
+
+    Args:
+        layout: who holds what.
+        blocks: for each held tile, the block for each tile of the layout, of any shape.
+        sizes: ``sizes[src][dst]`` is the number of elements that src sends to dst; all ranks compute it alike.
+        name: the operation on whose behalf, for error messages.
+
+    Returns:
+        For each held tile, what each tile sent it, flat.
+    """
+    packed = [torch.cat([block.reshape(-1) for block in its]) for its in blocks]
+    received = _AllToAll.apply(layout, sizes, name, *packed)
+    return [flat.split([row[tile] for row in sizes]) for tile, flat in zip(layout.held, received, strict=True)]
 
 
 class _AllReduce(torch.autograd.Function):

@@ -10,7 +10,9 @@ output cut, exchange, tiles that are empty. Streaming walks the same two functio
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import wraps
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from torch import Tensor
 from rsseglab.spatial.cut import Axes, Axis, Interval, map_axes, window_of
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.layout import bounds
-from rsseglab.spatial.tensor import SceneTensor, fetch_windows, relaid
+from rsseglab.spatial.tensor import Handler, SceneTensor, fetch_windows, is_cut, relaid
 
 Needs = Callable[[int, int], Interval]
 
@@ -48,6 +50,34 @@ def clip(needed: Interval, there: Interval) -> Span:
     start = min(max(low, first), last)
     stop = max(start, min(high, last))
     return Span(start, stop, max(0, min(high, first) - low), max(0, high - max(low, last)))
+
+
+def samplewise(function: Callable[..., Any]) -> Callable[[Handler], Handler]:
+    """Where whole samples are shared out, and none is cut, ``function`` itself is the rule, tile by tile."""
+
+    def is_batch_of(y: Any, x: Tensor) -> bool:
+        return isinstance(y, Tensor) and len(y) == len(x)  # neither (values, indices) nor a padded batch
+
+    def decorate(handler: Handler) -> Handler:
+        @wraps(handler)
+        def rule(input: Any, *args: Any, **kwargs: Any) -> Any:
+            if not (is_cut(input) and _whole_samples(input)) or any(map(is_cut, (*args, *kwargs.values()))):
+                return handler(input, *args, **kwargs)
+            tiles = [function(tile, *args, **kwargs) for tile in input.tiles]
+            if not all(is_batch_of(y, x) for y, x in zip(tiles, input.tiles, strict=True)):
+                return handler(input, *args, **kwargs)
+            return input.like(tiles, (input.shape[0], *tiles[0].shape[1:]))
+
+        return rule  # type: ignore[return-value]
+
+    return decorate
+
+
+def _whole_samples(x: SceneTensor) -> bool:
+    """True for (B, C, H, W) of which each tile holds samples, at least one."""
+    if x.dim() != 4 or len(x.axes) != 1 or x.axes[0].dim != 0 or not x.axes[0].simple:
+        return False
+    return all(a < b for a, b in pairwise(x.axes[0].bounds))
 
 
 def as_map(x: SceneTensor, name: str) -> SceneTensor:

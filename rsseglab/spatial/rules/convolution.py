@@ -35,6 +35,7 @@ from rsseglab.spatial.windows import (
     needed,
     out_axes,
     pair,
+    samplewise,
     windowed,
 )
 
@@ -72,6 +73,7 @@ def _padding(
 
 
 @rule(*named("conv2d"))
+@samplewise(F.conv2d)
 def conv2d(
     input: Any,
     weight: Tensor,
@@ -207,6 +209,7 @@ def _superposed(
 
 
 @rule(*named("conv_transpose2d"))
+@samplewise(F.conv_transpose2d)
 def conv_transpose2d(
     input: Any,
     weight: Tensor,

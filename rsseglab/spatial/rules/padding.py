@@ -16,10 +16,11 @@ from rsseglab.spatial.cut import Axis, local_shape, part_of
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.rules.resize import tapped
 from rsseglab.spatial.tensor import SceneTensor, named, refusal, rule
-from rsseglab.spatial.windows import as_map, connected
+from rsseglab.spatial.windows import as_map, connected, samplewise
 
 
 @rule(*named("pad", "constant_pad_nd"))
+@samplewise(F.pad)
 def pad(input: SceneTensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
     """Pad the last dimensions; (before, after) pairs, the last dimension first."""
     pads = {input.dim() - 1 - i // 2: (int(pad[i]), int(pad[i + 1])) for i in range(0, len(pad), 2)}

@@ -21,7 +21,7 @@ from rsseglab.spatial.layout import Layout
 from rsseglab.spatial.rules.convolution import conv_needs
 from rsseglab.spatial.rules.resize import tapped
 from rsseglab.spatial.tensor import SceneTensor, named, refusal, relaid, rule
-from rsseglab.spatial.windows import Needs, View, as_map, intervals, missing, pair, windowed
+from rsseglab.spatial.windows import Needs, View, as_map, intervals, missing, pair, samplewise, windowed
 
 Pair = int | Sequence[int]
 
@@ -44,6 +44,7 @@ def _geometry(
 
 
 @rule(*named("max_pool2d"))
+@samplewise(F.max_pool2d)
 def max_pool2d(
     input: SceneTensor,
     kernel_size: Pair,
@@ -75,6 +76,7 @@ def max_pool2d(
 
 
 @rule(*named("avg_pool2d"))
+@samplewise(F.avg_pool2d)
 def avg_pool2d(
     input: SceneTensor,
     kernel_size: Pair,
@@ -142,6 +144,7 @@ def _adaptive_taps(length: int, bins: int) -> tuple[Tensor, Tensor]:
 
 
 @rule(*named("adaptive_avg_pool2d"))
+@samplewise(F.adaptive_avg_pool2d)
 def adaptive_avg_pool2d(input: SceneTensor, output_size: Any) -> Any:
     """Mean over the scene's bins."""
     x = as_map(input, "adaptive_avg_pool2d")
@@ -158,6 +161,7 @@ def adaptive_avg_pool2d(input: SceneTensor, output_size: Any) -> Any:
 
 
 @rule(*named("adaptive_max_pool2d"))
+@samplewise(F.adaptive_max_pool2d)
 def adaptive_max_pool2d(input: SceneTensor, output_size: Any, return_indices: bool = False) -> Any:
     """Maximum over the scene's bins."""
     if return_indices:

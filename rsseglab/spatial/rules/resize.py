@@ -20,7 +20,7 @@ from torch import Tensor
 from rsseglab.spatial.cut import Axis, Interval, on_multiples
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.tensor import RULES, SceneTensor, named, refusal, relaid, rule
-from rsseglab.spatial.windows import Needs, View, as_map, pair, windowed
+from rsseglab.spatial.windows import Needs, View, as_map, pair, samplewise, windowed
 
 Taps = tuple[Tensor, Tensor]  # index (n_out, k), weight (n_out, k) in float64
 
@@ -129,6 +129,7 @@ def _identity(taps: Taps, size: int, view: View) -> bool:
 
 
 @rule(*named("interpolate", "upsample", "upsample_bilinear", "upsample_nearest"))
+@samplewise(F.interpolate)
 def interpolate(
     input: SceneTensor,
     size: int | Sequence[int] | None = None,
@@ -191,6 +192,7 @@ def _enlarged(x: SceneTensor, sizes: tuple[int, int], mode: str) -> SceneTensor:
 
 
 @rule(*named("pixel_shuffle"))
+@samplewise(F.pixel_shuffle)
 def pixel_shuffle(input: SceneTensor, upscale_factor: int) -> SceneTensor:
     """Channels (C r r) to pixels: a tile's pixels are its own."""
     x, r = as_map(input, "pixel_shuffle"), upscale_factor
@@ -200,6 +202,7 @@ def pixel_shuffle(input: SceneTensor, upscale_factor: int) -> SceneTensor:
 
 
 @rule(*named("pixel_unshuffle"))
+@samplewise(F.pixel_unshuffle)
 def pixel_unshuffle(input: SceneTensor, downscale_factor: int) -> SceneTensor:
     """Pixels to channels; the cut moves to multiples of r."""
     x, r = as_map(input, "pixel_unshuffle"), downscale_factor
