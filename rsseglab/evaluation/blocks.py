@@ -50,6 +50,7 @@ class BlockCounts:
             "scene": self.scene,
             "classes": list(self.classes),
             "block_px": self.block_px,
+            "blocks": len(self.counts),
             "counts": base64.urlsafe_b64encode(packed).decode(),
         }
 
@@ -63,7 +64,7 @@ class BlockCounts:
         K = len(content["classes"])
         try:
             raw = zlib.decompress(base64.urlsafe_b64decode(content["counts"]))
-            counts = np.frombuffer(raw, "<u4").astype(np.int64).reshape(-1, K, K + 1)
+            counts = np.frombuffer(raw, "<u4").astype(np.int64).reshape(content["blocks"], K, K + 1)
         except (binascii.Error, zlib.error, ValueError) as error:
             raise UserError(
                 f"the block counts of scene {content['scene']} are damaged; score the scene anew."

@@ -11,8 +11,8 @@ the verdict follows from the 95 % interval of the measure by one rule:
 "Not supported" speaks of our scenes, networks and schedules, which are smaller than the authors'.
 
 Where a claim comes from: the *abstract* (doi 10.1109/TPAMI.2025.3609767); the *project page* and the authors' plots on
-it; the public *code* at commit be03fe8; a third party's *review*, said to quote the paper's Table VI. *Ours* is a question
-that was not found answered in the public code or project page. The full text was not read.
+it; the public *code* at commit be03fe8; a third party's *review*, said to quote the paper's Table VI. *Ours* is a
+question that was not found answered in the public code or project page. The full text was not read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -247,8 +247,8 @@ def claim_matrix(numbers: Mapping[str, Number], claims: Sequence[Claim] = CLAIMS
         claims: the rows.
 
     Returns:
-        One row a claim: claim, source, experiment, measure, threshold (as text), value, low, high and verdict; NaN where nothing
-        was measured.
+        One row a claim: claim, source, experiment, measure, threshold (as text), value, low, high and verdict; NaN
+        where nothing was measured.
 
     Raises:
         UserError: a number is no claim's measure, not finite, or its interval is upside down.

@@ -1,0 +1,84 @@
+"""The published numbers: what follows from them, their errors, and the figure that shows them beside ours."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from rsseglab.errors import UserError
+from rsseglab.evaluation import published_rest
+from rsseglab.plots import window_curves
+
+COLUMNS = ["dataset", "method", "train_px", "test_px", "measure", "value", "error", "tag", "source"]
+
+
+def best(curves, dataset, method):
+    return curves[(curves["dataset"] == dataset) & (curves["method"] == method)]["value"].max()
+
+
+def test_gains_over_the_best_cropping_in_the_authors_plots():
+    curves = published_rest("window curve")
+    gains = {"FBP": 0.0228, "GLH-Water": 0.0178, "WHU-OHS": 0.0073, "UAVid": 0.0069}
+    for dataset, gain in gains.items():
+        assert best(curves, dataset, "REST") - best(curves, dataset, "baseline") == pytest.approx(gain, abs=1e-9)
+    assert curves.groupby("dataset").size().to_dict() == {"FBP": 38, "GLH-Water": 38, "WHU-OHS": 42, "UAVid": 15}
+    assert curves.groupby("dataset")["test_px"].max().to_dict() == {
+        "FBP": 7200, "GLH-Water": 12800, "WHU-OHS": 6752, "UAVid": 4096,
+    }  # fmt: skip
+
+
+def test_every_number_says_where_it_is_from_and_how_far_it_may_be_off():
+    tags = {"window curve": "digitised", "headline": "printed", "communication": "third party", "time": "digitised"}
+    for table, tag in tags.items():
+        rows = published_rest(table)
+        assert list(rows.columns) == COLUMNS
+        assert set(rows["tag"]) == {tag}
+        assert rows["source"].str.len().gt(0).all()
+        shares = rows[~rows["measure"].isin(["seconds", "seconds_saved"])]
+        assert shares["value"].between(0, 1).all()
+        assert shares["error"].between(0, 0.0051).all()
+        assert not rows.duplicated(["dataset", "method", "train_px", "test_px", "measure"]).any()
+    curves = published_rest("window curve")
+    assert set(curves["error"]) == {0.0003, 0.001}
+    assert curves.groupby("dataset")["measure"].unique().map(list).to_dict()["GLH-Water"] == ["iou"]
+
+
+def test_headline_communication_and_time():
+    headline = published_rest("headline").set_index(["dataset", "measure"])["value"]
+    assert headline["FBP", "miou"] == pytest.approx(0.7295)
+    assert headline["GLH-Water", "f1"] == pytest.approx(0.9426)
+    told = published_rest("communication")
+    exchange = told[told["measure"] == "miou"].set_index("method")["value"]
+    assert exchange["REST"] - exchange["REST, no exchange"] == pytest.approx(0.0051)
+    assert exchange["REST"] - exchange["REST, no exchange at stride 4"] == pytest.approx(0.0007)
+    assert told.set_index("measure")["value"]["seconds_saved"] == 7.6
+    time = published_rest("time").pivot(index="method", columns="measure", values="value")
+    assert len(time) == 24
+    assert time.loc["SkySense+REST"].to_dict() == {"iou": pytest.approx(0.8929), "seconds": 41.7}
+    with pytest.raises(UserError, match="no published table 'speed'; choose from window curve"):
+        published_rest("speed")
+
+
+def test_the_figure_marks_what_is_published_and_what_is_ours():
+    rows = [("dubai", "crops", px, 0.5, 0.48, 0.53) for px in (1024, 512)] + [("FBP", "spim", 512, 0.7, 0.71, 0.72)]
+    ours = pd.DataFrame(rows, columns=["dataset", "method", "test_px", "value", "low", "high"])
+    figure = window_curves(published_rest("window curve"), ours)
+    panels = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
+    assert list(panels) == ["FBP", "GLH-Water", "WHU-OHS", "UAVid", "dubai"]
+    lines = [line for line in panels["FBP"].lines if len(line.get_xdata())]
+    mine = [line for line in lines if line.get_label() == "ours: spim"]
+    theirs = [line for line in lines if line.get_linestyle() == "--"]
+    assert len(mine) == 1 and len(theirs) == 8
+    assert all(line.get_markerfacecolor() == "none" for line in theirs)
+    assert mine[0].get_markerfacecolor() != "none"
+    assert max(max(line.get_ydata()) for line in theirs) == pytest.approx(72.95)  # in percent
+    assert panels["GLH-Water"].get_ylabel() == "IoU of water (%)"
+    dubai = panels["dubai"]
+    assert list(dubai.lines[0].get_xdata()) == sorted(dubai.lines[0].get_xdata())
+    (interval,) = dubai.collections
+    assert interval.get_segments()[0][:, 1].tolist() == pytest.approx([48, 53])
+    assert "digitised from the authors' plots, ±0.03 (±0.1 where faint)" in figure.legends[0].get_title().get_text()
+    plt.close(figure)
