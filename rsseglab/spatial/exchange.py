@@ -142,26 +142,32 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
+def _start(layout: Layout, wires: list[tuple[Any, Tensor, int]]) -> list[Any]:
+    """Start (isend or irecv, tensor, peer) all at once; what is to be waited for."""
+    if not wires or wires[0][1].is_meta:  # no values: a rank that is only played, to reckon its memory
+        return []
+    group = layout.group
+    return dist.batch_isend_irecv(
+        [dist.P2POp(how, tensor, dist.get_global_rank(group, peer), group) for how, tensor, peer in wires]
+    )
+
+
 def _transport(layout: Layout, sends: dict[int, list[Tensor]], receives: dict[int, list[Tensor]], name: str) -> None:
     """Send tensors to peers and fill those that come from them: one message each way and peer."""
-    operations, arriving = [], []
-    group = layout.group
+    wires, arriving = [], []
     for peer in sorted(sends.keys() | receives.keys()):
-        rank = dist.get_global_rank(group, peer)
         if peer in sends:
             packed = torch.cat([t.reshape(-1) for t in sends[peer]])
             Traffic.sent[name, layout.rank] += packed.numel() * packed.element_size()
             Traffic.messages[layout.rank] += 1
-            operations.append(dist.P2POp(dist.isend, packed, rank, group))
+            wires.append((dist.isend, packed, peer))
         if peer in receives:
             first = receives[peer][0]
             buffer = first.new_empty(sum(t.numel() for t in receives[peer]))
-            operations.append(dist.P2POp(dist.irecv, buffer, rank, group))
+            wires.append((dist.irecv, buffer, peer))
             arriving.append((buffer, receives[peer]))
-    if not operations:
-        return
     with _named(layout, name):
-        for work in dist.batch_isend_irecv(operations):
+        for work in _start(layout, wires):
             work.wait()
     for buffer, targets in arriving:
         for target, part in zip(targets, buffer.split([t.numel() for t in targets]), strict=True):
@@ -174,13 +180,12 @@ def pass_on(layout: Layout, sent: list[Tensor], arriving: list[Tensor], name: st
     What is sent must not change until then.
     """
     after, before = ((layout.rank + step) % layout.parts for step in (1, -1))
-    ranks = [dist.get_global_rank(layout.group, peer) for peer in (after, before)]
-    outgoing = [dist.P2POp(dist.isend, t, ranks[0], layout.group) for t in sent if t.numel()]
-    incoming = [dist.P2POp(dist.irecv, t, ranks[1], layout.group) for t in arriving if t.numel()]
+    outgoing = [(dist.isend, t, after) for t in sent if t.numel()]
+    incoming = [(dist.irecv, t, before) for t in arriving if t.numel()]
     Traffic.sent[name, layout.rank] += sum(t.numel() * t.element_size() for t in sent)
     Traffic.messages[layout.rank] += len(outgoing)
     with _named(layout, name):
-        works = dist.batch_isend_irecv([*outgoing, *incoming]) if outgoing or incoming else []
+        works = _start(layout, [*outgoing, *incoming])
 
     def wait() -> None:
         with _named(layout, name):
@@ -353,6 +358,8 @@ def _all_to_all(layout: Layout, sizes: tuple[Shape, ...], name: str, packed: Seq
         return tuple(torch.cat([row[tile] for row in blocks]) for tile in range(layout.parts))
     arriving = [row[layout.rank] for row in sizes]
     received = packed[0].new_empty(sum(arriving))
+    if received.is_meta:
+        return (received,)
     with _named(layout, name):
         dist.all_to_all_single(received, packed[0].contiguous(), arriving, list(sizes[layout.rank]), group=layout.group)
     return (received,)
@@ -397,7 +404,7 @@ def all_reduce_(x: Tensor, layout: Layout, name: str, mesh: Any = None) -> Tenso
     parts = layout.parts if mesh is None else mesh.size()
     if parts > 1:
         Traffic.sum(layout, x, parts, name)
-    if layout.mesh is None and mesh is None:
+    if (layout.mesh is None and mesh is None) or x.is_meta:
         return x
     with _named(layout, name):
         dist.all_reduce(x, group=layout.group if mesh is None else mesh.get_group())

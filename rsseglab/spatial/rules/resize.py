@@ -90,7 +90,9 @@ def apply_taps(window: Tensor, dim: int, view: View, taps: Taps, maximum: bool =
     half = window
     window = window.to(torch.promote_types(window.dtype, torch.float32)) if window.is_floating_point() else window
     index = (taps[0][view.out[0] : view.out[1]] - view.span.start).to(window.device)
-    weight = taps[1][view.out[0] : view.out[1]].to(window)
+    weight = taps[1][view.out[0] : view.out[1]]
+    idle = (weight == 0).any(0).tolist()  # asked where it lies: an answer of the device would be waited for
+    weight = weight.to(window)
     along = [1] * window.dim()
     along[dim] = -1
     y: Any = None
@@ -102,7 +104,7 @@ def apply_taps(window: Tensor, dim: int, view: View, taps: Taps, maximum: bool =
             y = rows
         else:
             share = weight[:, k].reshape(along)
-            rows = rows if bool(share.all()) else rows.masked_fill(share == 0, 0)
+            rows = rows.masked_fill(share == 0, 0) if idle[k] else rows
             y = rows * share if y is None else torch.addcmul(y, rows, share)
     assert isinstance(y, Tensor)
     return y.to(half.dtype)

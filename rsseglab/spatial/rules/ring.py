@@ -35,7 +35,7 @@ def takes(query: Any, key: Any, value: Any, mask: Any) -> bool:
     large = (key.numel() + value.numel()) * key.element_size() >= RING_BYTES
     return (
         large
-        and query.device.type == "cpu"
+        and key.layout.mesh.device_type == "cpu"
         and query.dim() in (3, 4)
         and not torch.is_autocast_enabled("cpu")
         and len(alike) == 1
