@@ -30,6 +30,7 @@ from rsseglab.spatial.layout import Layout
 
 Rect = tuple[Interval, ...]  # one interval for each cut axis
 Requests = tuple[tuple[Rect, ...], ...]  # for each tile, the rectangles that it asks for
+Wire = tuple[Any, Tensor, int]  # isend or irecv, what, and the peer
 
 
 class Traffic:
@@ -142,7 +143,7 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _start(layout: Layout, wires: list[tuple[Any, Tensor, int]]) -> list[Any]:
+def _start(layout: Layout, wires: list[Wire]) -> list[Any]:
     """Start (isend or irecv, tensor, peer) all at once; what is to be waited for."""
     if not wires or wires[0][1].is_meta:  # no values: a rank that is only played, to reckon its memory
         return []
@@ -154,7 +155,8 @@ def _start(layout: Layout, wires: list[tuple[Any, Tensor, int]]) -> list[Any]:
 
 def _transport(layout: Layout, sends: dict[int, list[Tensor]], receives: dict[int, list[Tensor]], name: str) -> None:
     """Send tensors to peers and fill those that come from them: one message each way and peer."""
-    wires, arriving = [], []
+    wires: list[Wire] = []
+    arriving = []
     for peer in sorted(sends.keys() | receives.keys()):
         if peer in sends:
             packed = torch.cat([t.reshape(-1) for t in sends[peer]])
@@ -180,8 +182,8 @@ def pass_on(layout: Layout, sent: list[Tensor], arriving: list[Tensor], name: st
     What is sent must not change until then.
     """
     after, before = ((layout.rank + step) % layout.parts for step in (1, -1))
-    outgoing = [(dist.isend, t, after) for t in sent if t.numel()]
-    incoming = [(dist.irecv, t, before) for t in arriving if t.numel()]
+    outgoing: list[Wire] = [(dist.isend, t, after) for t in sent if t.numel()]
+    incoming: list[Wire] = [(dist.irecv, t, before) for t in arriving if t.numel()]
     Traffic.sent[name, layout.rank] += sum(t.numel() * t.element_size() for t in sent)
     Traffic.messages[layout.rank] += len(outgoing)
     with _named(layout, name):
