@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from rsseglab.scenes.scene import IGNORE_INDEX, LabelClass, Scene, Window
@@ -214,3 +215,11 @@ def _draw_ours(axes: Axes, ours: "pd.DataFrame") -> None:
 def _unit(color: tuple[int, int, int]) -> tuple[float, float, float]:
     red, green, blue = (c / 255 for c in color)
     return red, green, blue
+
+
+def stamp(axes: Axes, text: str) -> None:
+    """Write across a panel what it is, such as predicted: a figure may be seen without its page."""
+    axes.text(
+        0.5, 0.55, text, transform=axes.transAxes, rotation=20, ha="center", va="center", fontsize=17, color="0.5",
+        alpha=0.6, zorder=5, path_effects=[withStroke(linewidth=3, foreground="white")],
+    )  # fmt: skip
