@@ -117,7 +117,7 @@ def level_cost(
     element_bytes: int = 4,
     exchange: Literal["all_to_all", "ring"] = "all_to_all",
 ) -> LevelCost:
-    r"""What one SPIM costs each worker; the batch is one scene.
+    """What one SPIM costs each worker; the batch is one scene.
 
     *Linear layers*, forward. Queries: C -> C on n_t tokens; keys and values: C -> 2 C on m_t; output: C -> C on n_t;
     feed-forward: C -> r C -> C on n_t. A product of (n, a) and (a, b) takes 2 n a b:
@@ -141,7 +141,7 @@ def level_cost(
         e d [(n_t + 2 m_t) (A - a_t) + (N - n_t) a_t]          = 4 e n C (P - 1) / P, even and M = N
 
     Backward the adjoint sends back what came: e d [n_t (A - a_t) + (N - n_t + 2 (M - m_t)) a_t], the same where all
-    is even. Where P > A, workers without a head have no attention to do, and 1/P of it is never reached.
+    is even. Where P > A, workers without a head have no attention to do, and the busiest keeps 1 / A of it.
 
     ``ring``: queries stay, keys and values pass through all workers. Worker t attends with all heads, 4 n_t M C, and
     sends every block but that of the next worker, 2 e C (M - m_{t+1}); backward that again, and each block's gradients
@@ -166,7 +166,7 @@ def level_cost(
         UserError: if the heads do not divide the channels.
     """
     heads = layout.parts if heads == "world" else heads
-    if channels % heads:
+    if heads < 1 or channels % heads:
         raise UserError(f"{channels} channels can't be shared by {heads} heads; give heads that divide {channels}.")
     height, width, d, parts = -(-height_px // stride), -(-width_px // stride), channels // heads, layout.parts
     n = _held(layout, height, width)
