@@ -1,0 +1,262 @@
+"""Train the global-local baseline as the cropped one is trained: same crops, augmentation, steps, schedule and seeds.
+
+A crop brings the whole scene with it, as a thumbnail, and its place there. What a step costs more than a cropped
+baseline's is the global stream: a thumbnail of global_px x global_px pixels beside each crop, and twice the parameters.
+"""
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from rsseglab.errors import UserError
+from rsseglab.inference.fusion import GlobalLocal, window_box
+from rsseglab.scenes.datamodule import CropDataset, Sample, SceneDataModule, WindowDataset
+from rsseglab.scenes.scene import LabelClass, Scene
+from rsseglab.scenes.views import thumbnail
+from rsseglab.training.checkpoint import TrainedNetwork, describe, load_state
+from rsseglab.training.fit import (
+    KeepCheckpoints,
+    StepProgress,
+    TrainConfig,
+    TrainResult,
+    _check_same_run,
+    _keep_log,
+    _run,
+    make_trainer,
+)
+from rsseglab.training.task import SceneSegmentationTask
+
+
+class GlobalLocalDataset(Dataset[Sample]):
+    """Windows of scenes, each with its scene's thumbnail and its place there.
+
+    Args:
+        windows: where the windows lie.
+        thumbnails: of every scene, shape (bands, global_px, global_px).
+    """
+
+    def __init__(self, windows: CropDataset | WindowDataset, thumbnails: Mapping[Scene, Tensor]) -> None:
+        self.windows, self.thumbnails = windows, thumbnails
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The window's ``image`` and ``mask``, and of its scene ``scene`` (the thumbnail) and ``box``.
+
+        The box is top, left, bottom and right as fractions of the scene, see `rsseglab.inference.fusion.cut_out`.
+        """
+        windows = self.windows
+        scene, window = windows.window(index) if isinstance(windows, CropDataset) else windows.items[index]
+        box = torch.tensor(window_box(*window, scene))
+        return {**windows[index], "scene": self.thumbnails[scene], "box": box}
+
+
+class GlobalLocalDataModule(SceneDataModule):
+    """The crops and windows of `SceneDataModule`, with thumbnails and places that are augmented as the crops are.
+
+    Args:
+        train: scenes with labels to train on.
+        val: scenes with labels to validate on.
+        global_px: side of a thumbnail; all are kept in memory.
+        **kwargs: of `SceneDataModule`.
+
+    Raises:
+        UserError: as `SceneDataModule`.
+    """
+
+    def __init__(self, train: Sequence[Scene], val: Sequence[Scene], *, global_px: int = 256, **kwargs: Any) -> None:
+        super().__init__(train, val, **kwargs)
+        self.global_px = global_px
+        self.thumbnails = {scene: self._thumbnail(scene) for scene in (*train, *val)}
+
+    def _thumbnail(self, scene: Scene) -> Tensor:
+        pixels, valid = (torch.from_numpy(part) for part in thumbnail(scene, self.global_px))
+        return torch.where(valid, pixels, self.mean[:, None, None])
+
+    def setup(self, stage: str) -> None:
+        """Make the data sets; called by Lightning."""
+        super().setup(stage)
+        self.train_dataset = GlobalLocalDataset(self.train_dataset, self.thumbnails)  # type: ignore[arg-type]
+        self.val_dataset = GlobalLocalDataset(self.val_dataset, self.thumbnails)  # type: ignore[arg-type]
+
+    def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
+        """Normalise and augment; a scene is flipped, turned and brightened as its crop is, and the box with it."""
+        if not self.trainer:
+            return batch
+        crops = {key: batch[key] for key in ("image", "mask")}
+        # kornia moves points with the image: give it the box's corners, x and y, in px of the crop as if that were
+        # the scene. A pixel's middle has whole coordinates there, hence the half.
+        side = crops["image"].shape[-1]
+        corners = batch["box"].view(-1, 2, 2).flip(-1) * side - 0.5
+        crops = super().on_after_batch_transfer({**crops, "keypoints": corners}, dataloader_idx)
+        corners = (crops.pop("keypoints") + 0.5) / side
+        box = torch.cat([corners.amin(dim=1).flip(-1), corners.amax(dim=1).flip(-1)], dim=1)
+        # The same draws once more, on the thumbnails.
+        aug = self._valid_attribute("train_aug" if self.trainer.training else "val_aug", "aug")
+        scene = aug({"image": batch["scene"]}, params=aug._params)["image"]
+        return {**crops, "scene": scene, "box": box}
+
+
+class GlobalLocalTask(SceneSegmentationTask):
+    """`SceneSegmentationTask` with a two-stream network, whose batches hold ``scene`` and ``box`` too.
+
+    Args:
+        global_px: side of a thumbnail.
+        **kwargs: of `SceneSegmentationTask`.
+    """
+
+    def __init__(self, global_px: int = 256, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+    def configure_models(self) -> None:
+        """Build the network."""
+        h = self.hparams
+        weights = self.weights if isinstance(self.weights, str) else None
+        network = GlobalLocal(
+            h["backbone"], h["model"], h["num_classes"], h["in_channels"], global_px=h["global_px"], weights=weights
+        )
+        self.model = network.to(memory_format=torch.channels_last)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (B, K, H, W) of the crops of the batch at hand, (B, bands, H, W)."""
+        logits: Tensor = self.model(image, *self._context)
+        return logits
+
+    def training_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """The step of a cropped network, with the scenes in view."""
+        self._context = batch["scene"], batch["box"]
+        return super().training_step(batch, batch_idx, dataloader_idx)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Likewise."""
+        self._context = batch["scene"], batch["box"]
+        super().validation_step(batch, batch_idx, dataloader_idx)
+
+
+def fit_global_local(
+    train: Sequence[Scene],
+    val: Sequence[Scene],
+    config: TrainConfig,
+    folder: Path,
+    *,
+    global_px: int = 256,
+    resume: bool = False,
+    progress: bool = True,
+) -> TrainResult:
+    """Train a `GlobalLocal` network on random crops, as `rsseglab.training.fit.fit` trains a cropped one.
+
+    A seed gives the very crops, in the same order and augmented alike, that ``fit`` gives for it.
+
+    Args:
+        train: scenes to train on.
+        val: scenes to select by.
+        config: the run; encoder, decoder and weights are those of both streams.
+        folder: where checkpoints and the log go.
+        global_px: side of the thumbnail, a multiple of 32.
+        resume: go on from ``last.ckpt``, where there is one.
+        progress: whether to draw a progress bar.
+
+    Raises:
+        UserError: as ``fit``; ``global_px`` is no multiple of 32; the decoder has no last map to fuse.
+        KeyboardInterrupt: Ctrl-C; ``last.ckpt`` stays.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    torch.manual_seed(config.seed)
+    data = GlobalLocalDataModule(
+        train,
+        val,
+        global_px=global_px,
+        crop_px=config.crop_px,
+        batch_size=config.batch_size,
+        steps=config.steps,
+        val_every=config.val_every,
+        val_window_px=config.val_window_px,
+        augment=config.augment,
+        seed=config.seed,
+        num_workers=config.num_workers,
+    )
+    settings = {**asdict(config), "global_px": global_px}
+    task = GlobalLocalTask(
+        global_px=global_px,
+        model=config.decoder,
+        backbone=config.encoder,
+        weights=config.weights,
+        in_channels=train[0].count,
+        num_classes=len(train[0].classes),
+        loss=config.loss,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        schedule=config.schedule,
+        steps=config.steps,
+        warmup_steps=min(20, config.steps // 10),
+        seed=config.seed,
+        metadata={**describe(train[0], data.mean, data.std, config.crop_px), "config": settings},
+    )
+    return _fit(task, data, config, folder, resume, progress)
+
+
+def _fit(
+    task: SceneSegmentationTask, data: SceneDataModule, config: TrainConfig, folder: Path, resume: bool, progress: bool
+) -> TrainResult:
+    last = folder / "last.ckpt"
+    if last.is_file():
+        _check_same_run(last, task, resume)
+    keep = KeepCheckpoints(folder, every=max(1, config.val_every // 2))
+    start = perf_counter()
+    try:
+        _keep_log(folder)
+        trainer = make_trainer(config, folder, [keep, *([StepProgress()] if progress else [])])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            _run(trainer, task, data, last if last.is_file() else None)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error}); free some space or choose another --out.") from error
+    return TrainResult(
+        checkpoint=keep.best,
+        val_mean_iou=keep.best_score,
+        seconds=perf_counter() - start,
+        parameters=sum(p.numel() for p in task.model.parameters()),
+    )
+
+
+def load_global_local(path: str | Path) -> TrainedNetwork:
+    """Load a checkpoint that `fit_global_local` wrote, in eval mode on the CPU.
+
+    Args:
+        path: ``best.ckpt`` or ``last.ckpt`` of a run.
+
+    Returns:
+        Its network is a `GlobalLocal`; label with `rsseglab.inference.fusion.predict_fusion`.
+
+    Raises:
+        UserError: the file is missing or holds another kind of network.
+    """
+    state = load_state(Path(path))
+    h = state["hyper_parameters"]
+    if "global_px" not in h:
+        raise UserError(f"{path} holds no two-stream network; load it with load_checkpoint.")
+    network = GlobalLocal(h["backbone"], h["model"], h["num_classes"], h["in_channels"], global_px=h["global_px"])
+    parameters = {k.removeprefix("model."): v for k, v in state["state_dict"].items() if k.startswith("model.")}
+    network.load_state_dict(parameters)
+    meta = h["metadata"]
+    return TrainedNetwork(
+        network=network.eval(),
+        bands=tuple(meta["bands"]),
+        mean=torch.tensor(meta["mean"]),
+        std=torch.tensor(meta["std"]),
+        classes=tuple(LabelClass(c["name"], c["value"], tuple(c["color"])) for c in meta["classes"]),
+        ignore_values=tuple(meta["ignore_values"]),
+        crop_px=meta["crop_px"],
+        gsd_m=meta["gsd_m"],
+        encoder=h["backbone"],
+        decoder=h["model"],
+    )
