@@ -4,6 +4,7 @@ Chen, Bruzzone, Dang, Gao, Deng, Yu, Yuan, Li, "REST: Holistic Learning for End-
 Whole-Scene Remote Sensing Imagery", TPAMI 48:1, 2026, doi:10.1109/TPAMI.2025.3609767.
 """
 
+from rsseglab.rest.model import INTERACTIONS, REST
 from rsseglab.rest.spim import SPIM
 
-__all__ = ["SPIM"]
+__all__ = ["INTERACTIONS", "REST", "SPIM"]
