@@ -145,7 +145,7 @@ def test_second_stage(network):
     in_encoder = {k for k in before if k.startswith("network.encoder")}
     assert any("spims" in k for k in moved) and any("decoder" in k for k in moved)
     assert moved & in_encoder and len(moved & in_encoder) < len(in_encoder) * 0.7
-    firsts = ("encoder.conv1.", "stem", "patch_embed.", "patch_embed1.")
+    firsts = ("model.conv1.", "stem", "patch_embed.", "patch_embed1.")
     first = [k for k in in_encoder if any(name in k for name in firsts)]
     assert first and not moved & set(first)
     for key, value in baseline.state_dict().items():
