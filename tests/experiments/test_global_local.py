@@ -146,3 +146,23 @@ def test_a_cropped_checkpoint_has_no_global_stream(tmp_path, scenes):
         load_global_local(result.checkpoint)
     with pytest.raises(UserError, match="global_px is 50"):
         fit_global_local(*scenes, TINY, tmp_path / "c", global_px=50, progress=False)
+
+
+def far_key(seed):
+    """Its class stands in the far corner, as a colour that survives averaging, 32 px and more from what is asked."""
+    draw, which = np.random.default_rng(seed), seed % 2
+    image = draw.normal(120, 20, (128, 128, 3))
+    image[96:, 96:, 2 * which] += 100
+    label = np.full((128, 128), 1 + which, np.uint8)
+    label[64:, 64:] = 0  # a crop of 32 px that touches the key has nothing else
+    return Scene(ArraySource(image.clip(0, 255).astype(np.uint8)), ArraySource(label), CLASSES[:2], [0])
+
+
+@pytest.mark.slow
+def test_it_learns_what_no_crop_shows(tmp_path):
+    """A positive control: fusion can use context, where there is some to use that a thumbnail shows."""
+    scenes = [far_key(seed) for seed in range(16)], [far_key(seed) for seed in range(100, 104)]
+    settings = {"steps": 200, "val_every": 20, "batch_size": 8, "crop_px": 32, "val_window_px": 32}
+    config = TrainConfig(**{**vars(TINY), **settings})
+    assert fit_global_local(*scenes, config, tmp_path / "fused", global_px=64, progress=False).val_mean_iou > 0.9
+    assert fit(*scenes, config, tmp_path / "cropped", progress=False).val_mean_iou < 0.4  # 1/3 is what guessing gives
