@@ -368,6 +368,14 @@ def test_hyperspectral_images(encoder, bands, shallow):
     assert (image.grad.abs().amax((0, 2, 3)) > 0).all()  # every band is read
 
 
+@pytest.mark.parametrize("encoder, decoder", [("test_vit", "dpt"), ("test_vit", "upernet"), ("resnet18", "fcn")])
+def test_every_parameter_gets_a_gradient(encoder, decoder):
+    # Whoever sums gradients over ranks waits for all of them; a ViT's classifier and last norm would get none.
+    network = create_network(encoder, decoder, 3, 2)
+    network(torch.randn(2, 3, 64, 64)).square().sum().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == []
+
+
 # One encoder of each kind.
 CUT = [
     ("resnet18", "fcn", 3),

@@ -91,10 +91,6 @@ def _overlay(origin: str, name: str, bands: int, source: Path | State, arguments
     # timm loads what it finds, and says nothing where that is nothing.
     if not wanted.keys() & state.keys():
         raise UserError(f"{origin} are not of '{name}': no parameter has its name; give another file.")
-    # torchgeo leaves out the last norm of some backbones, which no decoder reads.
-    for key, value in (("norm.weight", 1.0), ("norm.bias", 0.0)):
-        if key in wanted:
-            state.setdefault(key, torch.full(wanted[key].shape, value))
     first = f"{model.pretrained_cfg.get('first_conv')}.weight"
     if first not in wanted or first not in state:
         return {"state_dict": state}
