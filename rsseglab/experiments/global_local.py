@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from rsseglab.errors import UserError
 from rsseglab.inference.fusion import GlobalLocal, window_box
+from rsseglab.scenes.augment import Augmentation
 from rsseglab.scenes.datamodule import CropDataset, Sample, SceneDataModule, WindowDataset
 from rsseglab.scenes.scene import LabelClass, Scene
 from rsseglab.scenes.views import thumbnail
@@ -55,9 +56,14 @@ class GlobalLocalDataset(Dataset[Sample]):
         The box is top, left, bottom and right as fractions of the scene, see `rsseglab.inference.fusion.cut_out`.
         """
         windows = self.windows
-        scene, window = windows.window(index) if isinstance(windows, CropDataset) else windows.items[index]
-        box = torch.tensor(window_box(*window, scene))
-        return {**windows[index], "scene": self.thumbnails[scene], "box": box}
+        crops = isinstance(windows, CropDataset)
+        scene, window = windows.window(index) if crops else windows.items[index]
+        augmentation = windows.augmentation(index) if crops else Augmentation()
+        small = augmentation.move(self.thumbnails[scene])
+        if crops and windows.statistics:
+            small = augmentation.shade(small, *windows.statistics)
+        box = augmentation.move_box(window_box(*window, scene))
+        return {**windows[index], "scene": small, "box": torch.tensor(box)}
 
 
 class GlobalLocalDataModule(SceneDataModule):
@@ -89,21 +95,9 @@ class GlobalLocalDataModule(SceneDataModule):
         self.val_dataset = GlobalLocalDataset(self.val_dataset, self.thumbnails)  # type: ignore[arg-type]
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Normalise and augment; a scene is flipped, turned and brightened as its crop is, and the box with it."""
-        if not self.trainer:
-            return batch
-        crops = {key: batch[key] for key in ("image", "mask")}
-        # kornia moves points with the image: give it the box's corners, x and y, in px of the crop as if that were
-        # the scene. A pixel's middle has whole coordinates there, hence the half.
-        side = crops["image"].shape[-1]
-        corners = batch["box"].view(-1, 2, 2).flip(-1) * side - 0.5
-        crops = super().on_after_batch_transfer({**crops, "keypoints": corners}, dataloader_idx)
-        corners = (crops.pop("keypoints") + 0.5) / side
-        box = torch.cat([corners.amin(dim=1).flip(-1), corners.amax(dim=1).flip(-1)], dim=1)
-        # The same draws once more, on the thumbnails.
-        aug = self._valid_attribute("train_aug" if self.trainer.training else "val_aug", "aug")
-        scene = aug({"image": batch["scene"]}, params=aug._params)["image"]
-        return {**crops, "scene": scene, "box": box}
+        """Normalise both."""
+        batch = super().on_after_batch_transfer(batch, dataloader_idx)
+        return {**batch, "scene": self.normalize(batch["scene"])}
 
 
 class GlobalLocalTask(SceneSegmentationTask):

@@ -1,9 +1,7 @@
 """Scenes for Lightning: random crops to train on, windows or whole scenes to validate on."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
-import kornia.augmentation as K
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,9 +9,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchgeo.datamodules import NonGeoDataModule
 
 from rsseglab.errors import UserError
+from rsseglab.scenes.augment import Augmentation
 from rsseglab.scenes.scene import IGNORE_INDEX, Scene, Window
 
 Sample = dict[str, Tensor]
+#: Which part of a window of so many rows and columns this process reads: a rank's tile.
+Part = Callable[[int, int], Window]
+AS_IT_IS = Augmentation()
 
 
 def read_sample(scene: Scene, window: Window, fill: Tensor | None = None) -> Sample:
@@ -36,28 +38,40 @@ def read_sample(scene: Scene, window: Window, fill: Tensor | None = None) -> Sam
 
 
 class CropDataset(Dataset[Sample]):
-    """Endless random crops: crop *i* depends on the seed and *i* alone.
+    """Endless random crops: crop *i* and its augmentation depend on the seed and *i* alone.
 
     A scene is drawn with a probability proportional to its area, a crop uniformly from its positions.
 
     Args:
         scenes: scenes with labels.
-        crop_px: side of a crop.
+        crop_px: side of a crop; ``None`` for whole scenes.
         seed: seed of the draws.
         fill: see `read_sample`.
+        statistics: mean and standard deviation of each band, by which crops are augmented; as they are when not given.
+        part: which part of an augmented crop is read, see `Part`; all of it when not given.
 
     Raises:
         UserError: a scene is smaller than a crop.
     """
 
-    def __init__(self, scenes: Sequence[Scene], crop_px: int, seed: int = 0, fill: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        scenes: Sequence[Scene],
+        crop_px: int | None,
+        seed: int = 0,
+        fill: Tensor | None = None,
+        *,
+        statistics: tuple[Tensor, Tensor] | None = None,
+        part: Part | None = None,
+    ) -> None:
         for scene in scenes:
-            if min(scene.height, scene.width) < crop_px:
+            if crop_px is not None and min(scene.height, scene.width) < crop_px:
                 raise UserError(
                     f"a crop of {crop_px} px is larger than scene {scene.name} ({scene.width} x {scene.height} px); "
                     f"train with --crop {min(scene.height, scene.width) // 32 * 32} or less."
                 )
         self.scenes, self.crop_px, self.seed, self.fill = list(scenes), crop_px, seed, fill
+        self.statistics, self.part = statistics, part
         areas = np.array([scene.height * scene.width for scene in scenes], dtype=float)
         self._share = areas / areas.sum()
 
@@ -65,15 +79,25 @@ class CropDataset(Dataset[Sample]):
         """Where crop ``index`` lies."""
         draw = np.random.default_rng((self.seed, index))
         scene = self.scenes[draw.choice(len(self.scenes), p=self._share)]
+        if self.crop_px is None:
+            return scene, scene.window
         row = int(draw.integers(scene.height - self.crop_px + 1))
         col = int(draw.integers(scene.width - self.crop_px + 1))
         return scene, Window(row, col, self.crop_px, self.crop_px)
+
+    def augmentation(self, index: int) -> Augmentation:
+        """What is done to crop ``index``."""
+        return AS_IT_IS if self.statistics is None else Augmentation.draw(self.seed, index, bool(self.crop_px))
 
     def __len__(self) -> int:
         return 2**62  # as many as asked for; the sampler says which
 
     def __getitem__(self, index: int) -> Sample:
-        return read_sample(*self.window(index), self.fill)
+        augmentation = self.augmentation(index)
+        sample = read_part(*self.window(index), self.fill, self.part, augmentation)
+        if self.statistics is not None:
+            sample["image"] = augmentation.shade(sample["image"], *self.statistics)
+        return sample
 
 
 class WindowDataset(Dataset[Sample]):
@@ -83,10 +107,13 @@ class WindowDataset(Dataset[Sample]):
         scenes: scenes with labels.
         window_px: side of a window; ``None`` for whole scenes, padded to a multiple of 32 px.
         fill: see `read_sample`.
+        part: which part of a window is read, see `Part`; all of it when not given.
     """
 
-    def __init__(self, scenes: Sequence[Scene], window_px: int | None, fill: Tensor | None = None) -> None:
-        self.fill = fill
+    def __init__(
+        self, scenes: Sequence[Scene], window_px: int | None, fill: Tensor | None = None, part: Part | None = None
+    ) -> None:
+        self.fill, self.part = fill, part
         self.items = [
             (scene, window)
             for scene in scenes
@@ -97,7 +124,24 @@ class WindowDataset(Dataset[Sample]):
         return len(self.items)
 
     def __getitem__(self, index: int) -> Sample:
-        return read_sample(*self.items[index], self.fill)
+        return read_part(*self.items[index], self.fill, self.part)
+
+
+def read_part(
+    scene: Scene, window: Window, fill: Tensor | None, part: Part | None, augmentation: Augmentation = AS_IT_IS
+) -> Sample:
+    """Read what this process needs of a flipped and turned window, and no other pixel.
+
+    Returns:
+        As `read_sample`; where ``part`` is given with ``size``, rows and columns of the whole window, int64 (2).
+    """
+    turned = augmentation.turns % 2
+    height, width = (window.width, window.height) if turned else (window.height, window.width)
+    wanted = part(height, width) if part else Window(0, 0, height, width)
+    row, col, rows, cols = augmentation.source(wanted, window.height, window.width)
+    sample = read_sample(scene, Window(window.row + row, window.col + col, rows, cols), fill)
+    sample = {key: augmentation.move(pixels) for key, pixels in sample.items()}
+    return {**sample, "size": torch.tensor([height, width])} if part else sample
 
 
 def _padded(scene: Scene) -> Window:
@@ -111,23 +155,27 @@ def _grid(scene: Scene, side: int) -> list[Window]:
 class StepSampler(Sampler[int]):
     """Indices of the samples of the coming steps: step *s* always sees samples *s* B to *(s + 1)* B - 1.
 
-    So a run that is resumed at step *s* goes on with the samples it would have seen.
+    So a run that is resumed at step *s* goes on with the samples it would have seen. Of G groups that train side by
+    side, group *g* sees the *g*-th B of the G B samples of a step.
 
     Args:
-        samples: samples an epoch.
+        samples: samples an epoch and group.
         step: tells the number of steps done so far.
-        batch_size: samples a step (B).
+        batch_size: samples a step and group (B).
+        group: *g*.
+        groups: G.
     """
 
-    def __init__(self, samples: int, step: Callable[[], int], batch_size: int) -> None:
-        self.samples, self.step, self.batch_size = samples, step, batch_size
+    def __init__(self, samples: int, step: Callable[[], int], batch_size: int, group: int = 0, groups: int = 1) -> None:
+        self.samples, self.step, self.batch_size, self.group, self.groups = samples, step, batch_size, group, groups
 
     def __len__(self) -> int:
         return self.samples
 
     def __iter__(self) -> Iterator[int]:
-        first = self.step() * self.batch_size
-        return iter(range(first, first + self.samples))
+        steps = range(self.step(), self.step() + self.samples // self.batch_size)
+        firsts = ((step * self.groups + self.group) * self.batch_size for step in steps)
+        return (first + i for first in firsts for i in range(self.batch_size))
 
 
 def band_statistics(crops: CropDataset, count: int = 256) -> tuple[Tensor, Tensor]:
@@ -168,20 +216,23 @@ def band_statistics(crops: CropDataset, count: int = 256) -> tuple[Tensor, Tenso
 class SceneDataModule(NonGeoDataModule):
     """Random crops of training scenes, grid windows of validation scenes, as torchgeo's data modules give them.
 
-    Samples are dicts with ``image`` and ``mask``; normalisation and augmentation (flips, quarter turns, small
-    changes of brightness and contrast) run by kornia on the device, as torchgeo does.
+    Samples are dicts with ``image`` and ``mask``, augmented as they are read (see `Augmentation`), and normalised on
+    the device.
 
     Args:
         train: scenes with labels to train on.
         val: scenes with labels to validate on.
-        crop_px: side of a training crop.
-        batch_size: crops a step.
+        crop_px: side of a training crop; ``None`` for whole scenes, one a batch.
+        batch_size: crops a step, of each data group.
         steps: length of the run.
         val_every: steps between two validations, an epoch; the last may be shorter.
         val_window_px: side of a validation window; ``None`` for whole scenes, one a batch.
         augment: whether to augment training crops.
         seed: seed of crops and augmentation.
         num_workers: processes that read ahead.
+        part: which part of a crop or window this process reads, see `Part`; all of it when not given.
+        group: number of this process's data group, see `StepSampler`.
+        groups: number of data groups.
 
     Raises:
         UserError: there is nothing to train on, scenes differ in bands or classes, a scene is smaller than a crop.
@@ -192,7 +243,7 @@ class SceneDataModule(NonGeoDataModule):
         train: Sequence[Scene],
         val: Sequence[Scene],
         *,
-        crop_px: int = 256,
+        crop_px: int | None = 256,
         batch_size: int = 8,
         steps: int = 1000,
         val_every: int = 100,
@@ -200,6 +251,9 @@ class SceneDataModule(NonGeoDataModule):
         augment: bool = True,
         seed: int = 0,
         num_workers: int = 0,
+        part: Part | None = None,
+        group: int = 0,
+        groups: int = 1,
     ) -> None:
         super().__init__(CropDataset, batch_size, num_workers)  # type: ignore[arg-type]
         check_alike([*train, *val])
@@ -208,33 +262,27 @@ class SceneDataModule(NonGeoDataModule):
         self.crop_px, self.val_window_px, self.seed = crop_px, val_window_px, seed
         self.steps, self.val_every = steps, val_every
         self.val_batch_size = 1 if val_window_px is None else batch_size
-        mean, std = band_statistics(CropDataset(train, crop_px, seed))
+        self.part, self.group, self.groups, self.augment = part, group, groups, augment
+        if crop_px is None and batch_size > 1:
+            raise UserError(f"whole scenes have sizes of their own, so {batch_size} make no batch; give a batch of 1.")
+        # A whole scene may not fit in memory: its statistics are of crops, as large as the smallest scene allows.
+        sample_px = crop_px or min(512, *(min(scene.height, scene.width) for scene in train))
+        mean, std = band_statistics(CropDataset(train, sample_px, seed))
         self.mean, self.std = mean.float(), std.float()
-        normalize = K.Normalize(mean=self.mean, std=self.std)
-        self.aug = K.AugmentationSequential(normalize, data_keys=None, keepdim=True)
-        if augment:
-            self.train_aug = K.AugmentationSequential(
-                normalize,
-                K.RandomHorizontalFlip(p=0.5),
-                K.RandomVerticalFlip(p=0.5),
-                K.RandomRotation90(times=(0, 3), p=1.0),
-                # In units of the bands' standard deviation, since the image is normalised by now.
-                K.RandomBrightness((0.8, 1.2), clip_output=False, p=0.5),
-                K.RandomContrast((0.8, 1.2), clip_output=False, p=0.5),
-                data_keys=None,
-                keepdim=True,
-            )
 
     def setup(self, stage: str) -> None:
         """Make the data sets; called by Lightning."""
-        self.train_dataset = CropDataset(self.train_scenes, self.crop_px, self.seed, self.mean)
-        self.val_dataset = WindowDataset(self.val_scenes, self.val_window_px, self.mean)
+        statistics = (self.mean, self.std) if self.augment else None
+        self.train_dataset = CropDataset(
+            self.train_scenes, self.crop_px, self.seed, self.mean, statistics=statistics, part=self.part
+        )
+        self.val_dataset = WindowDataset(self.val_scenes, self.val_window_px, self.mean, self.part)
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Crops of the coming steps, see `StepSampler`."""
         first = self._step() // self.val_every * self.val_every  # of this epoch, also where a run is resumed in it
         samples = min(self.val_every, self.steps - first) * self.batch_size
-        sampler = StepSampler(samples, self._step, self.batch_size)
+        sampler = StepSampler(samples, self._step, self.batch_size, self.group, self.groups)
         return DataLoader(
             self.train_dataset,  # type: ignore[arg-type]
             batch_size=self.batch_size,
@@ -247,11 +295,13 @@ class SceneDataModule(NonGeoDataModule):
         return self.trainer.global_step if self.trainer else 0
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Normalise and augment on the device; the draws depend on seed and step alone."""
-        devices: list[Any] = [batch["image"].device] if batch["image"].is_cuda else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(self.seed * 1_000_003 + self._step())
-            return super().on_after_batch_transfer(batch, dataloader_idx)
+        """Normalise on the device."""
+        return {**batch, "image": self.normalize(batch["image"])}
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """(image - mean) / std of images (B, bands, H, W)."""
+        mean, std = (statistic.to(image)[:, None, None] for statistic in (self.mean, self.std))
+        return (image - mean) / std
 
 
 def check_alike(scenes: Sequence[Scene]) -> None:

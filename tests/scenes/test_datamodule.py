@@ -6,6 +6,7 @@ from made import make_scene, write_raster
 from rsseglab.errors import UserError
 from rsseglab.scenes import IGNORE_INDEX, ArraySource, Scene
 from rsseglab.scenes.datamodule import CropDataset, SceneDataModule, StepSampler, WindowDataset, band_statistics
+from rsseglab.scenes.raster import Window
 
 
 @pytest.fixture
@@ -79,26 +80,39 @@ def test_statistics_leave_out_pixels_without_data(tmp_path):
 
 
 def test_augmentation_moves_image_and_label_alike(scenes):
-    data = SceneDataModule(scenes, scenes[:1], crop_px=32, batch_size=4, steps=2)
-    data.setup("fit")
-    batch = next(iter(data.train_dataloader()))
-    # An image that is its own label survives any flip and turn if both are moved alike.
-    batch["image"] = batch["mask"][:, None].float().expand(-1, 3, -1, -1).contiguous()
-    geometric = data.train_aug(dict(batch))
-    seen = set()
-    for _ in range(30):
-        moved = data.train_aug(dict(batch))["mask"][0]
-        seen.add(tuple(moved.flatten().tolist()))
-    assert len(seen) == 8  # every flip and turn of a square
-    plain = data.aug(dict(batch))
-    assert geometric["mask"].dtype == torch.int64
-    for before, after in zip(batch["mask"], geometric["mask"], strict=True):
-        turns = [torch.rot90(m, k, (0, 1)) for k in range(4) for m in (before, before.flip(0))]
-        assert any(torch.equal(after, turned) for turned in turns)
-    for k in range(3):  # one class is one colour, up to interpolation
-        colors = geometric["image"][0, 0][geometric["mask"][0] == k]
-        assert colors.numel() == 0 or colors.max() - colors.min() < 1e-2
-    assert torch.equal(plain["mask"], batch["mask"])
+    statistics = (torch.full((3,), 80.0), torch.full((3,), 40.0))
+    plain, augmented = CropDataset(scenes, 32, 5), CropDataset(scenes, 32, 5, statistics=statistics)
+    turns = set()
+    for i in range(40):
+        before, after, done = plain[i], augmented[i], augmented.augmentation(i)
+        assert torch.equal(after["mask"], done.move(before["mask"])) and after["mask"].dtype == torch.int64
+        assert torch.allclose(after["image"], done.shade(done.move(before["image"]), *statistics))
+        turns.add((done.turns, done.flip))
+    assert len(turns) == 8  # every flip and turn of a square
+
+
+@pytest.mark.parametrize("crop_px", [64, None])
+def test_parts_put_together_are_the_sample(scenes, crop_px):
+    """Each of two ranks reads its half of the augmented crop."""
+    statistics = (torch.full((3,), 80.0), torch.full((3,), 40.0))
+
+    def half(which):
+        return lambda height, width: Window(which * (height // 2), 0, [height // 2, height - height // 2][which], width)
+
+    whole = CropDataset(scenes, crop_px, 5, statistics=statistics)
+    halves = [CropDataset(scenes, crop_px, 5, statistics=statistics, part=half(k)) for k in (0, 1)]
+    for i in range(12):
+        samples = [data[i] for data in halves]
+        for key in ("image", "mask"):
+            assert torch.equal(torch.cat([s[key] for s in samples], dim=-2), whole[i][key])
+        assert samples[0]["size"].tolist() == list(whole[i]["mask"].shape)
+
+
+def test_groups_share_a_step():
+    step = 2
+    one, two = (list(StepSampler(6, lambda: step, 3, group, 2)) for group in (0, 1))
+    assert one == [12, 13, 14, 18, 19, 20] and two == [15, 16, 17, 21, 22, 23]
+    assert sorted(one + two) == list(StepSampler(12, lambda: step, 6))
 
 
 def test_whole_scenes_as_validation_windows(scenes):
