@@ -55,13 +55,14 @@ class GlobalLocalDataset(Dataset[Sample]):
 
         The box is top, left, bottom and right as fractions of the scene, see `rsseglab.inference.fusion.cut_out`.
         """
-        windows = self.windows
-        crops = isinstance(windows, CropDataset)
-        scene, window = windows.window(index) if crops else windows.items[index]
-        augmentation = windows.augmentation(index) if crops else Augmentation()
+        windows, augmentation, statistics = self.windows, Augmentation(), None
+        if isinstance(windows, CropDataset):
+            (scene, window), augmentation = windows.window(index), windows.augmentation(index)
+            statistics = windows.statistics
+        else:
+            scene, window = windows.items[index]
         small = augmentation.move(self.thumbnails[scene])
-        if crops and windows.statistics:
-            small = augmentation.shade(small, *windows.statistics)
+        small = small if statistics is None else augmentation.shade(small, *statistics)
         box = augmentation.move_box(window_box(*window, scene))
         return {**windows[index], "scene": small, "box": torch.tensor(box)}
 
