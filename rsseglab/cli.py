@@ -201,13 +201,36 @@ def _add_predict(commands: "_Commands") -> None:
     parser.add_argument(
         "--probabilities", action="store_true", help="also write class probabilities, probabilities/NAME.tif"
     )
+    parser.add_argument(
+        "--whole", action="store_true", help="no windows: each scene in one pass of the network, without seams"
+    )
+    parser.add_argument(
+        "--spatial",
+        type=_tiles,
+        default=None,
+        metavar="P",
+        help="with --whole: cut scenes over P ranks, in bands of rows, or RxC; torchrun's ranks if it started this",
+    )
     parser.add_argument("--device", default=None, help="cpu, cuda, ...; a GPU if there is one")
+
+
+def _tiles(text: str) -> tuple[int, int]:
+    """``4`` is four bands of rows, ``2x3`` two rows of three tiles."""
+    rows, _, cols = text.partition("x")
+    tiles = (int(rows), int(cols or 1))
+    if min(tiles) < 1:
+        raise ValueError
+    return tiles
 
 
 def _predict(args: argparse.Namespace) -> None:
     from rsseglab.inference import Cropping, pick_device, predict_scene
     from rsseglab.training.checkpoint import load_checkpoint
 
+    if args.whole and (args.probabilities or args.window):
+        raise UserError("--whole has no windows and writes no probabilities; leave out --window and --probabilities.")
+    if args.spatial and not args.whole:
+        raise UserError("--spatial cuts scenes that are labelled whole; add --whole, or leave it out.")
     trained = load_checkpoint(args.checkpoint)
     cropping = Cropping(args.window or trained.crop_px, args.overlap, args.blend, args.placement, args.batch_size)
     device = pick_device(args.device)
@@ -221,6 +244,13 @@ def _predict(args: argparse.Namespace) -> None:
     for scene in scenes:
         trained.check_fits(scene)
         _check_not_a_source(scene, [*paths, *(path for path in shares if path)])
+    if args.whole:
+        from rsseglab.inference.whole import predict_scenes_whole
+
+        for done in predict_scenes_whole(args.checkpoint, scenes, paths, args.spatial, args.device):
+            score = f", mean IoU {done.confusion.mean_iou():.3f}" if done.confusion else ""
+            print(f"{done.path}: {done.seconds:.1f} s, peak {done.peak_mib:.0f} MiB{score}")
+        return
     print(f"{trained.decoder} on {trained.encoder}, windows of {cropping.window_px} px, on {device}")
     for scene, path, share in zip(scenes, paths, shares, strict=True):
         done = predict_scene(trained, scene, path, cropping, probabilities=share, device=device)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rsseglab.errors import UserError
+from rsseglab.evaluation.confusion import Confusion
 from rsseglab.inference.crops import Cropping, crop_and_merge
 from rsseglab.measure import Measure
 from rsseglab.scenes.raster import RasterWriter
@@ -24,12 +25,14 @@ class Prediction:
         probabilities: the raster of class probabilities, where asked for.
         seconds: wall-clock time, reading and writing included.
         peak_mib: peak memory above what stood before, in MiB.
+        confusion: of the scene's label, where it was counted (`predict_whole`).
     """
 
     path: Path
     probabilities: Path | None
     seconds: float
     peak_mib: float
+    confusion: Confusion | None = None
 
 
 def predict_scene(
