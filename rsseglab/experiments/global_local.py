@@ -5,11 +5,9 @@ baseline's is the global stream: a thumbnail of global_px x global_px pixels bes
 """
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -23,16 +21,7 @@ from rsseglab.scenes.datamodule import CropDataset, Sample, SceneDataModule, Win
 from rsseglab.scenes.scene import LabelClass, Scene
 from rsseglab.scenes.views import thumbnail
 from rsseglab.training.checkpoint import TrainedNetwork, describe, load_state
-from rsseglab.training.fit import (
-    KeepCheckpoints,
-    StepProgress,
-    TrainConfig,
-    TrainResult,
-    _check_same_run,
-    _keep_log,
-    _run,
-    make_trainer,
-)
+from rsseglab.training.fit import TrainConfig, TrainResult, run_fit
 from rsseglab.training.task import SceneSegmentationTask
 
 
@@ -196,31 +185,7 @@ def fit_global_local(
         seed=config.seed,
         metadata={**describe(train[0], data.mean, data.std, config.crop_px), "config": settings},
     )
-    return _fit(task, data, config, folder, resume, progress)
-
-
-def _fit(
-    task: SceneSegmentationTask, data: SceneDataModule, config: TrainConfig, folder: Path, resume: bool, progress: bool
-) -> TrainResult:
-    last = folder / "last.ckpt"
-    if last.is_file():
-        _check_same_run(last, task, resume)
-    keep = KeepCheckpoints(folder, every=max(1, config.val_every // 2))
-    start = perf_counter()
-    try:
-        _keep_log(folder)
-        trainer = make_trainer(config, folder, [keep, *([StepProgress()] if progress else [])])
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            _run(trainer, task, data, last if last.is_file() else None)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error}); free some space or choose another --out.") from error
-    return TrainResult(
-        checkpoint=keep.best,
-        val_mean_iou=keep.best_score,
-        seconds=perf_counter() - start,
-        parameters=sum(p.numel() for p in task.model.parameters()),
-    )
+    return run_fit(task, data, config, folder, resume, progress)
 
 
 def load_global_local(path: str | Path) -> TrainedNetwork:

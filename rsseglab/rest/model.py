@@ -35,6 +35,7 @@ from rsseglab.errors import UserError
 from rsseglab.rest.spim import SPIM
 from rsseglab.spatial import SceneTensor, apart, together
 from rsseglab.spatial.apart import evened
+from rsseglab.training.networks import load_weights_of
 
 INTERACTIONS = ("none", "spim", "exact", "exact+spim")
 STRIDES = (4, 8, 16, 32)
@@ -59,6 +60,8 @@ class REST(nn.Module):
         placement: "side" or "inline"; inline for ConvNeXt, else side, when not given.
         decode: "tile" (published) or "exact": under ``spim``, whether the decoder too works on each tile alone.
         checkpointing: whether encoder, SPIM and decoder are computed again in the backward pass instead of kept.
+        wavelengths_um: of the bands, see `rsseglab.decoders.create_network`.
+        gsd_m: of the scenes, likewise.
 
     Shapes:
         input (B, bands, H, W) of any H and W, a plain tensor or a `SceneTensor`; output logits (B, K, H, W) of the
@@ -85,6 +88,8 @@ class REST(nn.Module):
         placement: str | None = None,
         decode: str = "tile",
         checkpointing: bool = False,
+        wavelengths_um: Sequence[float] | None = None,
+        gsd_m: float | None = None,
     ) -> None:
         super().__init__()
         placement = placement or ("inline" if "convnext" in encoder else "side")
@@ -98,7 +103,9 @@ class REST(nn.Module):
         self.interaction, self.placement, self.decode = interaction, placement, decode
         self.checkpointing = checkpointing
         self.bands = bands
-        self.network: Any = create_network(encoder, decoder, bands, classes, weights)
+        self.network: Any = create_network(
+            encoder, decoder, bands, classes, weights, wavelengths_um=wavelengths_um, gsd_m=gsd_m
+        )
         levels = _levels(self.network.encoder, bands)
         self.alone = interaction in ("none", "spim")
         self.spims = nn.ModuleDict()
@@ -167,14 +174,7 @@ class REST(nn.Module):
         Raises:
             UserError: it is another encoder or decoder.
         """
-        state = network.network.state_dict() if isinstance(network, REST) else network.state_dict()
-        try:
-            self.network.load_state_dict(state)
-        except RuntimeError as error:
-            raise UserError(
-                f"the checkpoint is of another encoder or decoder ({str(error).splitlines()[0]}); "
-                "give one that was trained with these."
-            ) from error
+        load_weights_of(self.network, network.network if isinstance(network, REST) else network)
 
     def freeze_early_stages(self) -> None:
         """Freeze all of the encoder but what only its deepest map is made of: the second of the two stages.
@@ -196,6 +196,13 @@ class REST(nn.Module):
         for module in self._frozen:
             module.eval()
         return self
+
+
+def create_rest(
+    encoder: str, decoder: str, bands: int, classes: int, weights: str | None = None, **options: Any
+) -> REST:
+    """REST by the arguments of `rsseglab.decoders.create_network`, and its own."""
+    return REST(encoder, decoder, classes, bands=bands, weights=weights, **options)
 
 
 def _meet(spim: SPIM, y: Tensor) -> Tensor:

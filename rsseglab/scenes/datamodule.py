@@ -16,6 +16,7 @@ Sample = dict[str, Tensor]
 #: Which part of a window of so many rows and columns this process reads: a rank's tile.
 Part = Callable[[int, int], Window]
 AS_IT_IS = Augmentation()
+STATISTICS_PX = 256
 
 
 def read_sample(scene: Scene, window: Window, fill: Tensor | None = None) -> Sample:
@@ -265,8 +266,9 @@ class SceneDataModule(NonGeoDataModule):
         self.part, self.group, self.groups, self.augment = part, group, groups, augment
         if crop_px is None and batch_size > 1:
             raise UserError(f"whole scenes have sizes of their own, so {batch_size} make no batch; give a batch of 1.")
-        # A whole scene may not fit in memory: its statistics are of crops, as large as the smallest scene allows.
-        sample_px = crop_px or min(512, *(min(scene.height, scene.width) for scene in train))
+        CropDataset(train, crop_px)  # says which scene is too small
+        # Small crops will do, and the same for every crop size: what trains on other crops sees the same numbers.
+        sample_px = min(crop_px or STATISTICS_PX, STATISTICS_PX, *(min(s.height, s.width) for s in train))
         mean, std = band_statistics(CropDataset(train, sample_px, seed))
         self.mean, self.std = mean.float(), std.float()
 

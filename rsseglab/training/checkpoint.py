@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rsseglab.decoders import create_network
 from rsseglab.errors import UserError
 from rsseglab.scenes.scene import LabelClass, Scene
+from rsseglab.training.networks import build_network
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,9 @@ def load_checkpoint(path: str | Path) -> TrainedNetwork:
     try:
         h, meta = state["hyper_parameters"], state["hyper_parameters"]["metadata"]
         parameters = {k.removeprefix("model."): v for k, v in state["state_dict"].items() if k.startswith("model.")}
-        network = create_network(h["backbone"], h["model"], h["in_channels"], h["num_classes"])
+        # Checkpoints of before methods had names are of stock networks.
+        method, options = h.get("method", "stock"), h.get("options")
+        network = build_network(method, h["backbone"], h["model"], h["in_channels"], h["num_classes"], None, options)
         network.load_state_dict(parameters)
         return TrainedNetwork(
             network=network.eval(),

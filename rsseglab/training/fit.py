@@ -1,7 +1,8 @@
-"""Train a cropped baseline on scenes, and keep the best checkpoint by validation."""
+"""Train on crops, large windows or whole scenes, over any number of ranks, and keep the best by validation."""
 
 import logging
 import math
+import os
 import signal
 import warnings
 from collections.abc import Sequence
@@ -11,17 +12,24 @@ from time import perf_counter
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerStatus
 from tqdm.auto import tqdm
 
+from rsseglab.encoders import band_wavelengths
 from rsseglab.errors import UserError
 from rsseglab.scenes.datamodule import SceneDataModule
 from rsseglab.scenes.scene import Scene
-from rsseglab.training.checkpoint import describe, load_state
+from rsseglab.spatial import Layout
+from rsseglab.training.checkpoint import describe, load_checkpoint, load_state
 from rsseglab.training.losses import LOSSES
+from rsseglab.training.networks import METHODS, load_weights_of
+from rsseglab.training.ranks import Grid, Ranks, check_same, join_ranks, launch, under_torchrun
 from rsseglab.training.task import SceneSegmentationTask
 
 PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "64-true")
@@ -35,36 +43,54 @@ class TrainConfig:
         encoder: name, see `rsseglab.encoders`.
         decoder: name, see `rsseglab.decoders`.
         weights: of the encoder, see `rsseglab.encoders`; ``None`` for random.
+        method: a key of `rsseglab.training.networks.METHODS`.
+        options: of the method, in plain types.
+        init: checkpoint of a run to start from: the first of two stages.
+        freeze_early: whether the encoder's early stages stay as they are (methods that know how).
+        spatial: tiles that each crop is cut in, "4" or "2x2", a rank each.
+        in_process: whether this process holds all tiles instead: a laptop, a single GPU.
         steps: length of the run.
-        batch_size: crops a step.
-        crop_px: side of a crop, a multiple of 32.
+        batch_size: crops a step, of each data group.
+        crop_px: side of a crop, a multiple of 32; ``None`` for whole scenes.
         lr: highest learning rate.
         weight_decay: of AdamW.
-        schedule: "cosine" or "poly".
+        schedule: "cosine", "poly" or "linear".
+        warmup_steps: steps over which the rate grows; a tenth of the run, at most 20, when not given.
+        clip: norm that the gradient, of all parameters and ranks together, is cut down to; not when not given.
         loss: "ce", "dice" or "ce+dice".
         val_every: steps between two validations.
         val_window_px: side of a validation window; ``None`` for whole scenes.
         augment: whether crops are flipped, turned and varied in brightness and contrast.
         seed: of everything random.
         num_workers: processes that read ahead.
+        offload: whether what the backward pass needs waits in the computer's memory instead of the GPU's.
         precision: Lightning's name, one of `PRECISIONS`; "auto" for bfloat16 or float16 AMP where the device has it.
     """
 
     encoder: str = "resnet18"
     decoder: str = "unet"
     weights: str | None = None
+    method: str = "stock"
+    options: dict[str, Any] | None = None
+    init: str | None = None
+    freeze_early: bool = False
+    spatial: str = "1"
+    in_process: bool = False
     steps: int = 1000
     batch_size: int = 8
-    crop_px: int = 256
+    crop_px: int | None = 256
     lr: float = 1e-3
     weight_decay: float = 1e-2
     schedule: str = "cosine"
+    warmup_steps: int | None = None
+    clip: float | None = None
     loss: str = "ce+dice"
     val_every: int = 100
     val_window_px: int | None = 512
     augment: bool = True
     seed: int = 0
     num_workers: int = 0
+    offload: bool = False
     precision: str = "auto"
 
     def __post_init__(self) -> None:
@@ -78,7 +104,15 @@ class TrainConfig:
             side = getattr(self, name)
             if side is not None and (not 0 < side < 2**16 or side % 32):
                 raise UserError(f"{name} is {side}; it must be a multiple of 32, such as 256.")
-        choices = {"schedule": ("cosine", "poly"), "loss": LOSSES, "precision": PRECISIONS}
+        if self.clip is not None and not self.clip > 0:
+            raise UserError(f"clip is {self.clip}; it must be greater than 0, such as 1.")
+        Grid.parse(self.spatial)
+        choices = {
+            "method": tuple(METHODS),
+            "schedule": ("cosine", "poly", "linear"),
+            "loss": LOSSES,
+            "precision": PRECISIONS,
+        }
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UserError(f"unknown {name} '{getattr(self, name)}'; choose one of {', '.join(known)}.")
@@ -122,11 +156,49 @@ def fit(
             validation, the one that was not interrupted.
         progress: whether to draw a progress bar.
 
+    Under ``torchrun`` this process is one rank of many; else a run whose crops are cut in tiles starts its ranks
+    itself, unless ``in_process``.
+
     Raises:
         UserError: a scene or a setting is wrong; the folder holds another run; the loss is not finite; the disk is
-            full.
+            full; ranks see different files.
         KeyboardInterrupt: Ctrl-C; ``last.ckpt`` stays.
     """
+    grid = Grid.parse(config.spatial)
+    if under_torchrun() or (grid.parts > 1 and not config.in_process):
+        _check_tiles(grid, [*train, *val], config)
+        args = (train, val, config, folder, resume, progress)
+        return _fit_as_rank(*args) if under_torchrun() else launch(grid.parts, _fit_as_rank, *args)
+    layout = Layout(grid.rows, grid.cols) if grid.parts > 1 else None
+    return _fit(train, val, config, folder, resume, progress, layout)
+
+
+def _check_tiles(grid: Grid, scenes: Sequence[Scene], config: TrainConfig) -> None:
+    for scene in scenes:
+        height, width = (config.crop_px, config.crop_px) if config.crop_px else (scene.height, scene.width)
+        if height < grid.rows or width < grid.cols:
+            raise UserError(f"{width} x {height} px can't be cut in {grid} tiles; choose fewer with --spatial.")
+
+
+def _fit_as_rank(
+    train: Sequence[Scene], val: Sequence[Scene], config: TrainConfig, folder: Path, resume: bool, progress: bool
+) -> TrainResult:
+    device_type = "cuda" if torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"]) else "cpu"
+    ranks = join_ranks(Grid.parse(config.spatial), device_type)
+    check_same([asdict(config), [(s.name, s.height, s.width, s.bands) for s in (*train, *val)]], "settings or scenes")
+    return _fit(train, val, config, folder, resume, progress and dist.get_rank() == 0, ranks.layout, ranks)
+
+
+def _fit(
+    train: Sequence[Scene],
+    val: Sequence[Scene],
+    config: TrainConfig,
+    folder: Path,
+    resume: bool,
+    progress: bool,
+    layout: Layout | None,
+    ranks: Ranks | None = None,
+) -> TrainResult:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no news of devices, no advertisements
     torch.manual_seed(config.seed)
     data = SceneDataModule(
@@ -140,6 +212,7 @@ def fit(
         augment=config.augment,
         seed=config.seed,
         num_workers=config.num_workers,
+        **({"part": ranks.part, "group": ranks.group, "groups": ranks.groups} if ranks else {}),
     )
     task = SceneSegmentationTask(
         model=config.decoder,
@@ -152,21 +225,76 @@ def fit(
         weight_decay=config.weight_decay,
         schedule=config.schedule,
         steps=config.steps,
-        warmup_steps=min(20, config.steps // 10),
+        warmup_steps=min(20, config.steps // 10) if config.warmup_steps is None else config.warmup_steps,
         seed=config.seed,
+        method=config.method,
+        options=_options(config, train[0]),
+        offload=config.offload,
         metadata={**describe(train[0], data.mean, data.std, config.crop_px), "config": asdict(config)},
     )
+    task.layout, task.group = layout, ranks.group if ranks else 0
+    _start_from(task.model, config)
+    return run_fit(task, data, config, folder, resume, progress)
+
+
+def _options(config: TrainConfig, scene: Scene) -> dict[str, Any]:
+    """A method's options, and what foundation models have to know of the scenes."""
+    options = dict(config.options or {})
+    if config.encoder.startswith(("dofa", "scalemae")):
+        wavelengths = band_wavelengths(scene.bands)
+        options |= {"gsd_m": scene.gsd_m, "wavelengths_um": None if wavelengths is None else list(wavelengths)}
+    return options
+
+
+def _start_from(network: Any, config: TrainConfig) -> None:
+    """Take the first stage's weights, and freeze what the second does not train."""
+    if config.init is not None:
+        earlier = load_checkpoint(config.init).network
+        if hasattr(network, "load_baseline"):
+            network.load_baseline(earlier)
+        else:
+            load_weights_of(network, earlier)
+    if config.freeze_early:
+        if not hasattr(network, "freeze_early_stages"):
+            raise UserError(f"method {config.method} has no early stages to freeze; leave --freeze-early out.")
+        network.freeze_early_stages()
+
+
+def run_fit(
+    task: SceneSegmentationTask,
+    data: SceneDataModule,
+    config: TrainConfig,
+    folder: Path,
+    resume: bool = False,
+    progress: bool = True,
+) -> TrainResult:
+    """Train a task on the windows of a data module; what `fit` and other methods of training share.
+
+    Args:
+        task: what is trained.
+        data: what it is trained on.
+        config: the run.
+        folder: where checkpoints and the log go.
+        resume: go on from ``last.ckpt``, where there is one.
+        progress: whether to draw a progress bar.
+
+    Raises:
+        UserError: as `fit`.
+        KeyboardInterrupt: Ctrl-C; ``last.ckpt`` stays.
+    """
     last = folder / "last.ckpt"
     if last.is_file():
         _check_same_run(last, task, resume)
     keep = KeepCheckpoints(folder, every=max(1, config.val_every // 2))
     start = perf_counter()
     try:
-        _keep_log(folder)
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            _keep_log(folder)
         trainer = make_trainer(config, folder, [keep, *([StepProgress()] if progress else [])])
         with warnings.catch_warnings():
             # Advice of Lightning's on workers and loggers that does not apply to runs of minutes.
             warnings.filterwarnings("ignore", module="lightning")
+            warnings.filterwarnings("ignore", message=".*find_unused_parameters=True.*")
             _run(trainer, task, data, last if last.is_file() else None)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error}); free some space or choose another --out.") from error
@@ -192,10 +320,22 @@ def _check_same_run(last: Path, task: SceneSegmentationTask, resume: bool) -> No
 
 
 def make_trainer(config: TrainConfig, folder: Path, callbacks: list[Callback]) -> Trainer:
-    """Lightning's trainer for a run: one device, as many steps as asked, a CSV log."""
+    """Lightning's trainer for a run: one device, or the ranks there are; as many steps as asked, a CSV log."""
+    place: dict[str, Any] = {"accelerator": "auto", "devices": 1}
+    if dist.is_initialized():
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        place = {
+            "accelerator": "gpu" if dist.get_backend() == "nccl" else "cpu",
+            "devices": here,
+            "num_nodes": dist.get_world_size() // here,
+            # A parameter may be idle, such as a level that a decoder does not look at.
+            "strategy": DDPStrategy(find_unused_parameters=True),
+            "plugins": [TorchElasticEnvironment()],
+        }
     return Trainer(
-        accelerator="auto",
-        devices=1,
+        **place,
+        gradient_clip_val=config.clip,
+        use_distributed_sampler=False,
         precision=_precision(config.precision),  # type: ignore[arg-type]
         max_steps=config.steps,
         check_val_every_n_epoch=1,
@@ -285,10 +425,12 @@ class KeepCheckpoints(Callback):
         # Lightning copies the file into place; a full disk or a kill would leave half of it, and no older one.
         part = path.with_name(f"{path.name}.part")
         try:
-            trainer.save_checkpoint(part)
-            part.replace(path)
+            trainer.save_checkpoint(part)  # all ranks meet here, the first one writes
+            if trainer.is_global_zero:
+                part.replace(path)
         finally:
-            part.unlink(missing_ok=True)
+            if trainer.is_global_zero:
+                part.unlink(missing_ok=True)
 
 
 class StepProgress(Callback):

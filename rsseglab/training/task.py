@@ -1,6 +1,8 @@
 """A LightningModule that trains any encoder with any decoder on crops of scenes."""
 
 import math
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +14,23 @@ from torchgeo.trainers import SemanticSegmentationTask
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from rsseglab.decoders import create_network
 from rsseglab.errors import UserError
 from rsseglab.scenes.scene import IGNORE_INDEX
+from rsseglab.spatial import Layout, SceneTensor, cut, from_tile
 from rsseglab.training.losses import SegmentationLoss
+from rsseglab.training.networks import build_network
+
+POWERS = {"poly": 0.9, "linear": 1.0}
 
 
 class SceneSegmentationTask(SemanticSegmentationTask):
     """torchgeo's segmentation task over every encoder and decoder, with losses that ignore what does not count.
 
-    What torchgeo's task does is inherited: steps, logging, prediction. What changes: the network comes from
-    `rsseglab.decoders`, the loss is a mean over the pixels that count, the optimiser is AdamW under a schedule by
-    step, the metric that selects is the mean IoU over classes, and each step's random numbers (dropout) depend on
-    the seed and the step alone, so that a resumed run repeats the one that was not interrupted.
+    What torchgeo's task does is inherited: set-up, hyper-parameters, prediction. What changes: a method makes the
+    network (`rsseglab.training.networks`); a window may be cut in tiles that are spread over ranks; the loss is a mean
+    over the pixels that count, the optimiser AdamW under a schedule by step, the metric that selects the mean IoU over
+    classes; and each step's random numbers (dropout) depend on the seed and the step alone, so that a resumed run
+    repeats the one that was not interrupted.
 
     Args:
         model: name of the decoder.
@@ -36,16 +42,23 @@ class SceneSegmentationTask(SemanticSegmentationTask):
         ignore_index: label of the pixels that do not count.
         lr: highest learning rate.
         weight_decay: of AdamW.
-        schedule: "cosine" or "poly" (power 0.9), both down to 0 at the last step.
+        schedule: "cosine", "poly" (power 0.9) or "linear", all down to 0 at the last step.
         steps: length of the run.
         warmup_steps: steps over which the rate grows linearly.
         seed: of the random numbers of a step.
+        method: whose network it is, a key of `rsseglab.training.networks.METHODS`.
+        options: of the method, in plain types.
+        offload: whether what the backward pass needs waits in the computer's memory instead of the GPU's.
         metadata: what predicting needs to know beside the network (bands, normalisation, classes, GSD); kept in the
             checkpoint.
     """
 
     monitor = "val_mean_iou"
     mode = "max"
+    #: The tiles that each window is cut in; None where it stays whole.
+    layout: Layout | None = None
+    #: Number of the data group: dropout differs between groups, and not within one.
+    group = 0
 
     def __init__(
         self,
@@ -62,6 +75,9 @@ class SceneSegmentationTask(SemanticSegmentationTask):
         steps: int = 1000,
         warmup_steps: int = 20,
         seed: int = 0,
+        method: str = "stock",
+        options: dict[str, Any] | None = None,
+        offload: bool = False,
         metadata: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(
@@ -79,7 +95,9 @@ class SceneSegmentationTask(SemanticSegmentationTask):
         """Build the network, in the memory format that convolutions run fastest in."""
         h = self.hparams
         weights = self.weights if isinstance(self.weights, str) else None
-        network = create_network(h["backbone"], h["model"], h["in_channels"], h["num_classes"], weights)
+        network = build_network(
+            h["method"], h["backbone"], h["model"], h["in_channels"], h["num_classes"], weights, h["options"]
+        )
         self.model = network.to(memory_format=torch.channels_last)
 
     def configure_losses(self) -> None:
@@ -102,7 +120,8 @@ class SceneSegmentationTask(SemanticSegmentationTask):
     def configure_optimizers(self) -> Any:
         """AdamW, its rate scheduled by step."""
         h = self.hparams
-        optimizer = AdamW(self.parameters(), lr=h["lr"], weight_decay=h["weight_decay"])
+        trained = [p for p in self.parameters() if p.requires_grad]
+        optimizer = AdamW(trained, lr=h["lr"], weight_decay=h["weight_decay"])
         schedule = LambdaLR(optimizer, lambda s: rate(s, h["steps"], h["warmup_steps"], h["schedule"]))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -113,27 +132,58 @@ class SceneSegmentationTask(SemanticSegmentationTask):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the step."""
-        torch.manual_seed(self.hparams["seed"] * 1_000_003 + self.global_step)
+        torch.manual_seed((self.hparams["seed"] * 1_000_003 + self.global_step) * 1_009 + self.group)
 
     def training_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Torchgeo's step, ended by an error where the loss is lost.
+        """The loss of a step.
 
         Raises:
             UserError: the loss is not finite.
         """
-        loss = super().training_step(batch, batch_idx, dataloader_idx)
+        with torch.autograd.graph.save_on_cpu(pin_memory=True) if self.hparams["offload"] else nullcontext():
+            loss = self._step("train", batch)
         if not torch.isfinite(loss):
-            raise UserError(f"the loss is {float(loss)} at step {self.global_step}; lower the learning rate.")
+            raise UserError(f"the loss is {loss.item()} at step {self.global_step}; lower the learning rate.")
         return loss
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count what is right."""
+        self._step("val", batch)
+
+    def _step(self, stage: str, batch: Any) -> Tensor:
+        image, label = self._scene(batch, "image"), self._scene(batch, "mask")
+        logits = self(image)
+        loss: Tensor = self.criterion(logits, label)
+        metrics = getattr(self, f"{stage}_metrics")
+        for its_logits, its_label in zip(_tiles(logits), _tiles(label), strict=True):
+            metrics.update(its_logits.detach(), its_label)
+        size = len(batch["image"])
+        self.log_dict(metrics, batch_size=size, on_step=False, on_epoch=True)
+        self.log(f"{stage}_loss", loss.detach(), batch_size=size)
+        return loss
+
+    def _scene(self, batch: Any, key: str) -> Tensor:
+        """A batch's images or labels; cut, where a layout says so."""
+        if self.layout is None:
+            return batch[key]  # type: ignore[no-any-return]
+        if self.layout.mesh is None:
+            return cut(batch[key], self.layout)
+        height, width = batch["size"][0].tolist()
+        return from_tile(batch[key], self.layout, height, width)
+
+
+def _tiles(x: Tensor) -> Sequence[Tensor]:
+    """What this process holds of a tensor."""
+    return [tile for tile in x.tiles if tile.numel()] if isinstance(x, SceneTensor) else [x]
 
 
 def rate(step: int, steps: int, warmup_steps: int, schedule: str) -> float:
     r"""Learning rate at a step, as a share of the highest.
 
     .. math:: r(s) = \min\!\left(1, \frac{s + 1}{w}\right) \cdot
-              \begin{cases} \frac{1}{2}(1 + \cos \pi t) & \text{cosine} \\ (1 - t)^{0.9} & \text{poly} \end{cases},
-              \qquad t = s / S
+              \begin{cases} \frac{1}{2}(1 + \cos \pi t) & \text{cosine} \\ (1 - t)^{0.9} & \text{poly} \\
+              1 - t & \text{linear} \end{cases}, \qquad t = s / S
     """
     t = min(step / max(steps, 1), 1.0)
-    decay = 0.5 * (1 + math.cos(math.pi * t)) if schedule == "cosine" else (1 - t) ** 0.9
+    decay = 0.5 * (1 + math.cos(math.pi * t)) if schedule == "cosine" else (1 - t) ** POWERS[schedule]
     return decay * min(1.0, (step + 1) / max(warmup_steps, 1))

@@ -13,7 +13,7 @@ from rsseglab.inference.fusion import cut_out, predict_fusion, scene_thumbnail
 from rsseglab.scenes import IGNORE_INDEX, ArraySource, Scene
 from rsseglab.scenes.datamodule import SceneDataModule
 from rsseglab.training.checkpoint import load_state
-from rsseglab.training.fit import TrainConfig, fit
+from rsseglab.training.fit import StepProgress, TrainConfig, fit
 
 TINY = TrainConfig(
     encoder="mobilenetv3_small_050", steps=8, batch_size=2, crop_px=64, val_every=4, val_window_px=64, lr=3e-3
@@ -129,7 +129,7 @@ def test_a_killed_run_resumes_as_if_it_had_not_been(tmp_path, scenes, monkeypatc
         if trainer.global_step == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.StepProgress, "on_train_batch_end", killed)
+    monkeypatch.setattr(StepProgress, "on_train_batch_end", killed)
     with pytest.raises(KeyboardInterrupt):
         fit_global_local(*scenes, config, tmp_path / "killed", global_px=32)
     monkeypatch.undo()

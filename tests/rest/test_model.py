@@ -150,7 +150,7 @@ def test_second_stage(network):
     assert first and not moved & set(first)
     for key, value in baseline.state_dict().items():
         assert torch.equal(value, before[f"network.{key}"])
-    with pytest.raises(UserError, match="another encoder or decoder"):
+    with pytest.raises(UserError, match="another network"):
         model.load_baseline(create_network("mobilenetv3_small_050", "fpn", 3, 5))
 
 

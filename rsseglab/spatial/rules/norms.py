@@ -28,6 +28,7 @@ from rsseglab.spatial.exchange import all_reduce_, memory_format
 from rsseglab.spatial.layout import Layout
 from rsseglab.spatial.rules.pointwise import elementwise
 from rsseglab.spatial.tensor import SceneTensor, is_cut, named, refusal, rule
+from rsseglab.spatial.windows import samplewise
 
 
 def merged_moments(
@@ -277,6 +278,7 @@ def _affine(x: SceneTensor, weight: Tensor | None, bias: Tensor | None) -> Scene
 
 
 @rule(*named("group_norm"))
+@samplewise(F.group_norm)
 def group_norm(
     input: SceneTensor,
     num_groups: int,
