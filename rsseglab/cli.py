@@ -28,7 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         args.run(args)
-    except UserError as error:
+    except (UserError, ValueError) as error:
+        # The spatial engine knows nothing of this house; its errors are as plain as ours.
+        if not isinstance(error, UserError) and type(error).__name__ != "SpatialError":
+            raise
         # A reading process wraps the message in its own traceback: the last line is ours.
         line = str(error).strip().splitlines()[-1].removeprefix("rsseglab.errors.UserError: ")
         print(f"rsseglab: {line}", file=sys.stderr)
@@ -124,7 +127,7 @@ def _data(args: argparse.Namespace) -> None:
 
 
 def _add_train(commands: "_Commands") -> None:
-    parser = _command(commands, "train", "train a network on random crops of whole scenes", _train)
+    parser = _command(commands, "train", "train a network on crops, large windows or whole scenes", _train)
     _add_data_options(parser, "synthetic")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/train"), metavar="FOLDER", help="for checkpoints, log and record"
@@ -135,12 +138,16 @@ def _add_train(commands: "_Commands") -> None:
     parser.add_argument(
         "--weights", default="none", help="of the encoder: none, pretrained, a file, or torchgeo's name"
     )
+    _add_rest_options(parser)
     parser.add_argument("--steps", type=int, default=1000, help="length of the run")
-    parser.add_argument("--batch-size", type=int, default=8, help="crops a step")
-    parser.add_argument("--crop", type=int, default=256, metavar="PX", help="side of a crop, a multiple of 32")
+    parser.add_argument("--batch-size", type=int, default=8, help="crops a step; of each data group, under torchrun")
+    parser.add_argument(
+        "--crop", type=int, default=256, metavar="PX", help="side of a crop, a multiple of 32; 0 for whole scenes"
+    )
     parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate of AdamW")
     parser.add_argument("--weight-decay", type=float, default=1e-2, help="of AdamW")
-    parser.add_argument("--schedule", default="cosine", help="cosine or poly")
+    parser.add_argument("--schedule", default="cosine", help="cosine, poly or linear")
+    parser.add_argument("--clip", type=float, default=None, metavar="NORM", help="cut the whole gradient down to it")
     parser.add_argument("--loss", default="ce+dice", help="ce, dice or ce+dice")
     parser.add_argument("--val-every", type=int, default=100, metavar="STEPS", help="steps between validations")
     parser.add_argument(
@@ -152,28 +159,81 @@ def _add_train(commands: "_Commands") -> None:
     parser.add_argument("--precision", default="auto", help="auto, or one of Lightning's names")
 
 
+def _add_rest_options(parser: argparse.ArgumentParser) -> None:
+    rest = parser.add_argument_group("one scene over many workers (REST)")
+    rest.add_argument(
+        "--interaction", default=None, metavar="HOW", help="how tiles meet: none, spim, exact or exact+spim"
+    )
+    rest.add_argument(
+        "--spatial", default="1", metavar="TILES", help="tiles that each crop is cut in, 4 or 2x2, a process each"
+    )
+    rest.add_argument("--in-process", action="store_true", help="hold all tiles in this process")
+    rest.add_argument("--heads", default="8", metavar="N", help="of SPIM; 'world' for as many as tiles")
+    rest.add_argument(
+        "--strides", type=int, nargs="+", default=[4, 8, 16, 32], metavar="PX", help="levels that get a SPIM"
+    )
+    rest.add_argument("--residual", default="published", help="of SPIM: published or plain")
+    rest.add_argument("--pool", type=int, default=1, metavar="PX", help="pooling of SPIM's keys and values at stride 4")
+    rest.add_argument("--decode", default="tile", help="under spim, the decoder's way: tile or exact")
+    rest.add_argument("--init", type=Path, default=None, metavar="FILE", help="checkpoint of the first of two stages")
+    rest.add_argument(
+        "--freeze-early", action="store_true", help="train the encoder's last stage, SPIM and the decoder"
+    )
+    rest.add_argument("--preset", default=None, help="the published settings: rest-stage1 or rest-stage2")
+    rest.add_argument("--checkpointing", action="store_true", help="compute activations again instead of keeping them")
+    rest.add_argument("--offload", action="store_true", help="keep activations in the computer's memory")
+
+
+def _rest_options(args: argparse.Namespace) -> dict[str, object]:
+    return {
+        "interaction": args.interaction,
+        "heads": args.heads if args.heads == "world" else _number(args.heads, "--heads"),
+        "strides": args.strides,
+        "residual": args.residual,
+        "pool": {4: args.pool},
+        "decode": args.decode,
+        "checkpointing": args.checkpointing,
+    }
+
+
+def _number(text: str, option: str) -> int:
+    if not text.isdigit():
+        raise UserError(f"{option} is '{text}'; give a number, or 'world'.")
+    return int(text)
+
+
 def _train(args: argparse.Namespace) -> None:
     from rsseglab.experiments.run import train_and_record
+    from rsseglab.rest.preset import published
     from rsseglab.training.fit import TrainConfig
 
-    config = TrainConfig(
-        encoder=args.encoder,
-        decoder=args.decoder,
-        weights=None if args.weights == "none" else args.weights,
-        steps=args.steps,
-        batch_size=args.batch_size,
-        crop_px=args.crop,
-        lr=args.lr,
-        weight_decay=args.weight_decay,
-        schedule=args.schedule,
-        loss=args.loss,
-        val_every=args.val_every,
-        val_window_px=args.val_window or None,
-        augment=not args.no_augment,
-        seed=args.seed,
-        num_workers=args.workers,
-        precision=args.precision,
-    )
+    settings = {
+        "encoder": args.encoder,
+        "decoder": args.decoder,
+        "weights": None if args.weights == "none" else args.weights,
+        "method": "rest" if args.interaction else "stock",
+        "options": _rest_options(args) if args.interaction else None,
+        "init": str(args.init) if args.init else None,
+        "freeze_early": args.freeze_early,
+        "spatial": args.spatial,
+        "in_process": args.in_process,
+        "steps": args.steps,
+        "batch_size": args.batch_size,
+        "crop_px": args.crop or None,
+        "clip": args.clip,
+        "offload": args.offload,
+        "lr": args.lr,
+        "weight_decay": args.weight_decay,
+        "schedule": args.schedule,
+        "loss": args.loss,
+        "val_every": args.val_every,
+        "val_window_px": args.val_window or None,
+        "augment": not args.no_augment,
+        "seed": args.seed,
+        "num_workers": args.workers,
+        "precision": args.precision,
+    }
+    config = TrainConfig(**settings | (published(args.preset) if args.preset else {}))
     result = train_and_record(args.data, args.root, config, args.out, args.resume)
     print(f"best checkpoint: {result.checkpoint} (validation mean IoU {result.val_mean_iou:.3f})")
 
