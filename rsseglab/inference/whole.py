@@ -174,11 +174,12 @@ Jobs = Sequence[tuple[Scene, Path]]
 
 def _as_rank(local: int, tiles: tuple[int, int], kind: str, checkpoint: Path, jobs: Jobs, **group: Any) -> Any:
     """What one rank does, spawned or torchrun's."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that files are cleaned up
     device = torch.device(f"cuda:{local}" if kind == "cuda" else kind)
     if kind == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if kind == "cuda" else "gloo", **group)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)  # from now on files are cleaned up
     layout = Layout(*tiles, init_device_mesh(kind, (tiles[0] * tiles[1],)))
     trained = load_checkpoint(checkpoint)
     done = [predict_whole(trained, scene, path, layout, device=device) for scene, path in jobs]
@@ -191,7 +192,8 @@ def _worker(
     rank: int, folder: str, threads: int, said: Any, tiles: tuple[int, int], kind: str, checkpoint: Path, jobs: Jobs
 ) -> None:
     """A spawned rank; what it says is its predictions, or why there are none."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing to clean up yet
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     torch.set_num_threads(threads)
     group: dict[str, Any] = {
         "init_method": f"file://{folder}/store",
@@ -215,32 +217,45 @@ def _spawned(tiles: tuple[int, int], kind: str, checkpoint: Path, jobs: Jobs) ->
     said = mp.get_context("spawn").SimpleQueue()
     threads = max(torch.get_num_threads() // ranks, 1)
     with tempfile.TemporaryDirectory() as folder:
-        # A process starts deaf to Ctrl-C, or one that is still importing would print a traceback of its own.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        processes: list[Any] = []
         try:
-            job = (Path(folder).as_posix(), threads, said, tiles, kind, checkpoint, jobs)
-            context = spawn(_worker, job, nprocs=ranks, join=False)
-        finally:
-            signal.signal(signal.SIGINT, handler)
-        try:
+            with _ctrl_c_waits():
+                job = (Path(folder).as_posix(), threads, said, tiles, kind, checkpoint, jobs)
+                context = spawn(_worker, job, nprocs=ranks, join=False)
+                processes = context.processes
             with suppress(ProcessExitedException, ProcessRaisedException):
                 while not context.join():
                     pass
         finally:
-            for process in context.processes:
+            for process in processes:
                 process.terminate()
-            for process in context.processes:
+            for process in processes:
                 process.join(10)
                 process.kill()
                 process.join()
+            for _, path in jobs:  # what a rank that was killed could not clean up
+                path.with_name(path.name + ".part").unlink(missing_ok=True)
         first = None if said.empty() else said.get()  # of several errors the first is the cause
         if isinstance(first, list):
             return first
-        for _, path in jobs:  # what a rank that was killed could not clean up
-            path.with_name(path.name + ".part").unlink(missing_ok=True)
-        if any(process.exitcode == -signal.SIGKILL for process in context.processes):
+        if any(process.exitcode == -signal.SIGKILL for process in processes):
             raise UserError("a rank was killed, as when memory runs out; use more machines, or leave out --whole.")
         raise first or UserError("a rank ended without a word; start again.")
+
+
+@contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Ctrl-C counts once all ranks are known; they inherit the mask, or one that imports would print a traceback."""
+    pressed: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, handler)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def _of_all(layout: Layout, fact: T) -> list[T]:
