@@ -212,7 +212,7 @@ class _Extreme(torch.autograd.Function):
             top = mine
         else:  # a rank may hold nothing: the others' extremes count
             every, who = gather(layout, [mine], name), gather(layout, [there.to(mine.dtype)], name)
-            top = function(torch.stack([v for v, w in zip(every, who, strict=True) if bool(w.all())]), 0)
+            top = function(torch.stack([v for v, w in zip(every, who, strict=True) if w.is_meta or bool(w.all())]), 0)
         ctx.layout, ctx.dims, ctx.name = layout, dims, name
         ctx.save_for_backward(top, *tiles)
         return top
