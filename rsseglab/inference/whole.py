@@ -8,6 +8,7 @@ What may fail on one rank alone (a file, a label, the disk) is done by all and t
 none waits for another; a rank that fails inside the network ends, and its peers with it.
 """
 
+import math
 import os
 import signal
 import socket
@@ -346,6 +347,8 @@ def _check_memory(
         except (UserError, SpatialError):
             raise
         except (RuntimeError, AssertionError, ValueError) as error:
+            if "meta tensor" in str(error):  # a network that asks for values: it may be labelled all the same
+                return math.nan
             raise UserError(
                 f"{trained.decoder} on {trained.encoder} does not take {scene.width} x {scene.height} px at once "
                 f"({(str(error) or type(error).__name__).splitlines()[0]}); label it in crops, without --whole."
@@ -359,9 +362,10 @@ def _check_memory(
     what = f"labelling {scene.name} whole, {scene.width} x {scene.height} px"
     each = " a worker" if layout.mesh is not None else ""
     beside = f", {workers} of them here" if workers > 1 else ""
-    if need * workers <= least:
+    if not need * workers > least:
         if shown:
-            print(f"{what}: about {_gib(need)}{each}{beside}, {_gib(least)} free", flush=True)
+            takes = "memory not known" if math.isnan(need) else f"about {_gib(need)}{each}"
+            print(f"{what}: {takes}{beside}, {_gib(least)} free", flush=True)
         return
     ways = ["label it in crops: without --whole"]
     if device.type == "cuda":

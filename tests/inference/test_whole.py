@@ -147,6 +147,15 @@ def test_a_network_of_one_size_is_refused(tmp_path):
     assert not list(tmp_path.glob("p*"))
 
 
+def test_a_network_that_asks_for_values_is_labelled_all_the_same(tmp_path, capsys):
+    class Asks(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x) * (1 if x.mean().item() > 0 else 2)
+
+    predict_whole(trained(Asks(3, 3, 1)), make_scene(tmp_path), tmp_path / "p.tif")
+    assert "130 x 96 px: memory not known, " in capsys.readouterr().out
+
+
 def test_a_damaged_image_leaves_no_raster(tmp_path):
     draw = np.random.default_rng(0)
     path = write_raster(tmp_path / "i.tif", draw.integers(0, 255, (3, 300, 300), dtype=np.uint8), blockysize=16)
