@@ -189,21 +189,19 @@ def on_two_ranks(rank, folder):
     layout = Layout(2, 1, mesh)
     here = "" if rank == 0 else r" \(on rank 0\)"
     refuses(rf"cannot be written.*choose another folder\.{here}$", network, scene, folder / "a_image.tif/q.tif", layout)
-    write, rows = RasterWriter.write, []
+    write = RasterWriter.write
 
     def full(self, pixels, row, col=0):
-        if row:
-            raise UserError("the disk is full; free some space.")
-        write(self, pixels, row, col)
+        raise UserError("the disk is full; free some space.")
 
-    RasterWriter.write = full
+    RasterWriter.write = full  # at the first rows, while the other rank has more to send
     refuses(f"the disk is full; free some space.{here}", network, scene, folder / "q.tif", layout)
     RasterWriter.write = write
 
     there = "" if rank == 1 else r" \(on rank 1\)"
     damaged = Scene(folder / "i.tif")
     if rank == 1:
-        damaged.read = lambda window: rows.append(window) or refuse("i.tif is damaged; fetch it again.")
+        damaged.read = lambda window: refuse("i.tif is damaged; fetch it again.")
     refuses(f"i.tif is damaged; fetch it again.{there}", network, damaged, folder / "q.tif", layout)
     other = scene if rank else make_scene(folder / "other", "a", 300, 131)
     refuses(r"ranks have different scenes \(rank 0 a: 131 x 300 px.*rank 1", network, other, folder / "q.tif", layout)
