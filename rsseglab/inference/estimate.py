@@ -4,9 +4,10 @@ The network runs on ``meta`` tensors of the true size, which have shapes and no 
 Every storage counts from the operation that makes it to the death of its last tensor, so what is found is what the
 network's own code holds at its worst moment. Over ranks one of them is played, by the code that ranks run.
 
-What is not seen is what kernels and the allocator take beside their tensors. Measured on two CPU cores (U-Net on
-ResNet-18 and on EfficientNet-Lite0, SegFormer on MiT-B0, one thread) the process took 0 to 230 MiB more than the
-tensors, at 1024 x 1024 and at 2048 x 2048 alike; so the estimate is a tenth and 256 MiB above what is counted.
+What is not seen is what kernels and the allocator take beside their tensors. Measured with `predict_whole` on the CPU
+(U-Net on ResNet-18 and on EfficientNet-Lite0, SegFormer on MiT-B0; 1024 x 1024 and 2048 x 2048 px; U-Net on Lite0, 6447
+x 4438 px) the process took 60 to 260 MiB more than the tensors. So the estimate is a tenth and 256 MiB above what is
+counted: 1.07 to 1.34 times what was measured.
 """
 
 import weakref
