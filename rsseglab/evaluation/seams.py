@@ -46,12 +46,17 @@ class Placement:
     Attributes:
         row_starts: sorted first rows in px, see `rsseglab.inference.windows.window_starts`.
         col_starts: sorted first columns in px.
-        window_px: side of a window.
+        window_px: side of a window; rows and columns where it is not square.
     """
 
     row_starts: Sequence[int]
     col_starts: Sequence[int]
-    window_px: int
+    window_px: int | tuple[int, int]
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Rows and columns of a window."""
+        return (self.window_px, self.window_px) if isinstance(self.window_px, int) else self.window_px
 
 
 @dataclass(frozen=True)
@@ -158,9 +163,10 @@ class SeamCounter:
         self.distance_px = distance_px
         self._border: list[NDArray[np.bool_]] = []  # a vector over rows, one over columns
         self._placebo: list[NDArray[np.bool_]] = []
-        for length, starts in ((height, placement.row_starts), (width, placement.col_starts)):
-            borders = border_lines(starts, placement.window_px, length)
-            placebo = placebo_lines(starts, placement.window_px, length, distance_px)
+        axes = zip((height, width), (placement.row_starts, placement.col_starts), placement.size_px, strict=True)
+        for length, starts, window_px in axes:
+            borders = border_lines(starts, window_px, length)
+            placebo = placebo_lines(starts, window_px, length, distance_px)
             self._border.append(near_lines(borders, length, distance_px))
             self._placebo.append(near_lines(placebo, length, distance_px))
         self._blocks: list[NDArray[np.int64]] = []

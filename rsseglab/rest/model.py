@@ -137,8 +137,8 @@ class REST(nn.Module):
                 raise UserError("prefix tokens belong to a tile each, so decode='exact' is not for dpt; give 'tile'.")
             maps, alone = [evened(together(y)) for y in maps], False
         logits = self._computed(self._decode, maps, *prefix)
-        logits = evened(together(logits)) if alone else logits
-        return logits[..., :height, :width]
+        logits = (together(logits) if alone else logits)[..., :height, :width]
+        return evened(logits) if isinstance(logits, SceneTensor) else logits  # cut as a label of this size is
 
     def _decode(self, maps: list[Tensor], *prefix: Any) -> Tensor:
         logits: Tensor = self.network.segmentation_head(self.network.decoder(maps, *prefix))

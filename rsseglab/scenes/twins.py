@@ -43,8 +43,8 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from rsseglab.errors import UserError
-from rsseglab.scenes.raster import RasterWriter, Window
-from rsseglab.scenes.scene import LabelClass
+from rsseglab.scenes.raster import ArraySource, RasterWriter, Window
+from rsseglab.scenes.scene import LabelClass, Scene
 from rsseglab.scenes.synthetic import CRS_CODE, GSD_M, ORIGIN_M, fractal, noise, stream_key
 
 CLASSES = (
@@ -235,6 +235,47 @@ def pair_accuracy(scores: Any, labels: Any) -> float:
     if not asked.any():
         raise UserError("the labels hold no look-alike pixel; give both twins' labels.")
     return float((answer == labels)[asked].mean())
+
+
+def label_pair_accuracy(predictions: Any, labels: Any) -> float:
+    """`pair_accuracy` of a method of which only the labels are known.
+
+    A look-alike pixel that is given neither of the two crops counts as a guess, half right; so whoever answers both
+    twins alike has exactly 0.5 here too.
+
+    Args:
+        predictions: class indices, shape (scenes, height, width); any number of pairs, both twins of each.
+        labels: likewise.
+
+    Raises:
+        UserError: the shapes do not fit, or there is no look-alike pixel.
+    """
+    predictions, labels = np.asarray(predictions), np.asarray(labels)
+    if predictions.shape != labels.shape or labels.ndim != 3:
+        raise UserError(
+            f"predictions of shape {predictions.shape} do not fit labels of shape {labels.shape}; give both as "
+            "(scenes, height, width)."
+        )
+    asked = np.isin(labels, LOOK_ALIKE)
+    if not asked.any():
+        raise UserError("the labels hold no look-alike pixel; give both twins' labels.")
+    right = (predictions == labels)[asked]
+    neither = ~np.isin(predictions, LOOK_ALIKE)[asked]
+    return float(right.mean() + neither.mean() / 2)
+
+
+def twins_in_memory(twins: Twins, name: str) -> list[Scene]:
+    """Both twins as scenes that are on no disk."""
+    return [
+        Scene(
+            ArraySource(twins.images[s].transpose(1, 2, 0)),
+            ArraySource(twins.labels[s]),
+            CLASSES,
+            name=f"{name}_{s}",
+            bands=("red", "green", "blue"),
+        )
+        for s in (0, 1)
+    ]
 
 
 def write_twin_scenes(folder: str | Path, name: str, twins: Twins) -> tuple[tuple[Path, Path], tuple[Path, Path]]:

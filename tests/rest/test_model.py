@@ -84,6 +84,14 @@ def test_none_is_the_network_on_each_tile():
     assert (join(model(cut(x, Layout(2, 2)))) - torch.cat(rows, dim=2)).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize("interaction", INTERACTIONS)
+def test_logits_are_cut_as_labels_are(interaction):
+    x, layout = cut(scene(167, 201), Layout(2, 2)), Layout(2, 2)
+    logits = rest(interaction=interaction)(x)
+    label = cut(torch.zeros(1, 167, 201), layout)
+    assert [tile.shape[-2:] for tile in logits.tiles] == [tile.shape[-2:] for tile in label.tiles]
+
+
 def test_spim_is_all_that_crosses_a_border():
     """Without it a tile's answer depends on the tile alone; with it on every other one."""
     x = scene(128, 128)

@@ -1,0 +1,439 @@
+"""One table of methods, one budget: cropping, downsampling, fusion, and the four interactions of REST.
+
+Every method has the same encoder and decoder, sees the same number of pixels a step, the same steps, schedule and
+seeds, is selected on validation scenes labelled its own way, and is scored on whole test scenes. What can't be equal is
+reported beside the scores: parameters, FLOPs, seconds, memory, and the thumbnail that fusion sees in addition.
+
+A run is one method with one seed; it leaves one record, and a comparison that is interrupted goes on with the runs
+that have none. Tables, differences and the claim matrix are made of records alone (`rsseglab.experiments.tables`).
+"""
+
+import hashlib
+import multiprocessing
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rsseglab.encoders import local_weights
+from rsseglab.errors import UserError
+from rsseglab.evaluation import count_blocks, evaluate_scene, pool
+from rsseglab.evaluation.evaluate import index_reader
+from rsseglab.evaluation.seams import Placement
+from rsseglab.experiments.global_local import fit_global_local, load_global_local
+from rsseglab.inference import Cropping, predict_scene
+from rsseglab.inference.fusion import predict_decimated, predict_fusion
+from rsseglab.inference.whole import predict_whole
+from rsseglab.measure import Measure
+from rsseglab.rest.cost import flop_counter
+from rsseglab.scenes.manifest import load_manifest
+from rsseglab.scenes.raster import read_tags
+from rsseglab.scenes.scene import Scene
+from rsseglab.scenes.twins import label_pair_accuracy, twin_scenes, twins_in_memory
+from rsseglab.scenes.views import decimated, in_memory
+from rsseglab.spatial import Layout, cut, join
+from rsseglab.training.checkpoint import TrainedNetwork, load_checkpoint
+from rsseglab.training.fit import TrainConfig, TrainResult, fit
+from rsseglab.training.ranks import Grid
+from rsseglab.training.records import RunRecord
+
+OVERLAPS = (0.0, 0.5)
+BLOCK_PX = 64  # of the bootstrap, in px of the scenes that are compared on
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method trains and how it labels.
+
+    Attributes:
+        title: in tables.
+        kind: "crops", "downsampled", "fusion" or "scene" (a large window, cut in tiles).
+        interaction: of REST; None for the stock network.
+        crop_px: side of what it trains on; the preset's crop or window when None.
+        stage: 2 where it goes on from the stock network's checkpoint of crops, early stages frozen.
+    """
+
+    title: str
+    kind: str
+    interaction: str | None = None
+    crop_px: int | None = None
+    stage: int = 1
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a comparison runs on.
+
+    Attributes:
+        data: a data set's name, or "twins".
+        encoder: name.
+        decoder: name.
+        decimate: scenes are averaged over so many px a side first.
+        window_px: side of the window that is spread over tiles.
+        crop_px: side of a crop, and of a tile at least.
+        crop_sizes: crops whose best is the cropped baseline.
+        tiles: that the window, and a whole test scene, is cut in.
+        batch: windows a step; as many pixels are seen a step by every method.
+        steps: of training.
+        second_steps: of the second of two stages.
+        downsample: factor of the downsampled whole scene.
+        downsampled_px: side of its crops.
+        global_px: side of fusion's thumbnail.
+        strides: that get a SPIM.
+        heads: of SPIM.
+        lr: highest learning rate.
+        augment: whether windows are flipped, turned and varied.
+        context_px: of twin scenes: how far the key is.
+        seeds: of training.
+    """
+
+    data: str
+    encoder: str = "tf_efficientnet_lite0"
+    decoder: str = "unet"
+    decimate: int = 1
+    window_px: int = 512
+    crop_px: int = 256
+    crop_sizes: tuple[int, ...] = (128, 256, 512)
+    tiles: str = "2x2"
+    batch: int = 1
+    steps: int = 150
+    second_steps: int = 50
+    downsample: int = 4
+    downsampled_px: int = 128
+    global_px: int = 256
+    strides: tuple[int, ...] = (16, 32)
+    heads: int = 8
+    lr: float = 1e-3
+    augment: bool = True
+    context_px: int = 0
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        """The table of methods, by the name that records and folders have."""
+        table = {f"crops-{px}": Method(f"crops of {px} px", "crops", crop_px=px) for px in self.crop_sizes}
+        table |= {
+            "crops+spim": Method("crops, SPIM inside the crop", "crops", "spim", self.crop_px),
+            "downsampled": Method("whole scene, downsampled", "downsampled"),
+            "fusion": Method("global-local fusion", "fusion", crop_px=self.crop_px),
+            "rest-none": Method("REST: tiles alone", "scene", "none"),
+            "rest-spim": Method("REST: tiles meet in SPIM", "scene", "spim"),
+            "rest-exact": Method("REST: exact", "scene", "exact"),
+            "rest-exact+spim": Method("REST: exact, with SPIM", "scene", "exact+spim"),
+        }
+        if not self.context_px:
+            table |= {
+                "two-stage-control": Method("two stages, without SPIM", "scene", "none", stage=2),
+                "two-stage-spim": Method("two stages, SPIM added", "scene", "spim", stage=2),
+            }
+        return table
+
+
+TWINS = Preset(
+    "twins", "test_resnet", "fcn", window_px=384, crop_px=128, crop_sizes=(128,), tiles="3x3", batch=2, steps=300,
+    downsample=8, downsampled_px=32, global_px=48, strides=(16,), heads=4, lr=3e-3, augment=False,
+)  # fmt: skip
+PRESETS = {
+    "quick": Preset(
+        "synthetic", decimate=4, window_px=192, crop_px=96, crop_sizes=(64, 96), steps=12, second_steps=4,
+        downsample=2, downsampled_px=64, global_px=64, seeds=(0,),
+    ),
+    "synthetic": Preset("synthetic", decimate=2, steps=150),
+    "dubai": Preset("dubai", decimate=4),
+    # Windows of 2048 px over four GPUs, as many as fit at full resolution.
+    "dubai-gpu": Preset(
+        "dubai", "convnext_tiny", "upernet", window_px=2048, crop_px=512, crop_sizes=(256, 512, 1024), batch=1,
+        steps=4000, second_steps=500, downsampled_px=512, global_px=512, strides=(8, 16, 32),
+    ),
+    "twins-near": replace(TWINS, context_px=32),
+    "twins-far": replace(TWINS, context_px=160),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Split:
+    """The scenes of a comparison."""
+
+    train: list[Scene]
+    val: list[Scene]
+    test: list[Scene]
+
+
+def scenes_of(preset: Preset, root: Path | None = None) -> Split:
+    """Scenes of a preset, in memory: decimated ones, or twins that are made."""
+    if preset.data == "twins":
+        side = preset.window_px
+
+        def pairs(first: int, count: int) -> list[Scene]:
+            made = ((i, twin_scenes(side, side, preset.context_px, i)) for i in range(first, first + count))
+            return [scene for i, twins in made for scene in twins_in_memory(twins, f"twins_{i}")]
+
+        return Split(pairs(100_000, 150), pairs(50_000, 4), pairs(0, 8))
+    manifest = load_manifest(preset.data)
+    splits = (manifest.scenes(split, root) for split in ("train", "val", "test"))
+    factor = preset.decimate
+    return Split(*([in_memory(decimated(s, factor)) if factor > 1 else s for s in split] for split in splits))
+
+
+def config_of(preset: Preset, method: Method, seed: int, folder: Path) -> TrainConfig:
+    """The training run of a method: the same pixels a step, steps, schedule and seed for each."""
+    pixels = preset.batch * preset.window_px**2
+    side = method.crop_px or (preset.downsampled_px if method.kind == "downsampled" else preset.window_px)
+    steps = preset.second_steps if method.stage == 2 else preset.steps
+    options = None
+    if method.interaction:
+        options = {"interaction": method.interaction, "strides": list(preset.strides), "heads": preset.heads}
+    return TrainConfig(
+        encoder=preset.encoder,
+        decoder=preset.decoder,
+        weights="pretrained" if local_weights(preset.encoder) else None,
+        method="rest" if method.interaction else "stock",
+        options=options,
+        init=str(_stage_one(preset, folder, seed)) if method.stage == 2 else None,
+        freeze_early=method.stage == 2,
+        spatial=preset.tiles if method.kind == "scene" else "1",
+        in_process=True,
+        steps=steps,
+        batch_size=max(1, pixels // side**2),
+        crop_px=side,
+        lr=preset.lr / 3 if method.stage == 2 else preset.lr,
+        val_every=max(1, steps // 5),
+        val_window_px=side if method.kind in ("crops", "fusion") else None,
+        augment=preset.augment,
+        seed=seed,
+    )
+
+
+def _stage_one(preset: Preset, folder: Path, seed: int) -> Path:
+    return folder / f"crops-{preset.crop_px}" / f"seed{seed}" / "best.ckpt"
+
+
+class Tiled(nn.Module):
+    """A network that cuts what it is given in tiles, in this process."""
+
+    def __init__(self, network: nn.Module, layout: Layout) -> None:
+        super().__init__()
+        self.network, self.layout = network, layout
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits of an image."""
+        logits: Tensor = join(self.network(cut(image, self.layout)))
+        return logits
+
+
+def run_method(preset: Preset, name: str, seed: int, folder: Path, records: Path, root: Path | None = None) -> Path:
+    """Train a method with a seed, label and score the test scenes, and write the run's record.
+
+    Args:
+        preset: what the comparison runs on.
+        name: of the method.
+        seed: of training.
+        folder: for checkpoints and predictions.
+        records: for the record, which is left alone where it is there.
+        root: where the data set's files are.
+
+    Returns:
+        The record's path.
+    """
+    target = records / f"{name}_seed{seed}.json"
+    if target.is_file():
+        return target
+    start, method, split = perf_counter(), preset.methods[name], scenes_of(preset, root)
+    here = folder / name / f"seed{seed}"
+    config = config_of(preset, method, seed, folder)
+    with Measure() as cost:
+        fitted = _train(preset, method, split, config, here)
+    trained = (load_global_local if method.kind == "fusion" else load_checkpoint)(fitted.checkpoint)
+    ways = _ways(preset, method, trained)
+    scored = {way: _score(preset, label, split.test, here / way) for way, label in ways.items()}
+    chosen = _chosen(preset, method, ways, split, here)
+    RunRecord(
+        command=["rsseglab", *sys.argv[1:]],
+        configuration={"preset": asdict(preset), "method": name, **asdict(config)},
+        metrics={
+            "pooled": {
+                "title": method.title,
+                "ways": {way: pooled for way, (pooled, _) in scored.items()},
+                "chosen": chosen,
+                "val_mean_iou": fitted.val_mean_iou,
+                "training_seconds": fitted.seconds,
+                "training_peak_mib": cost.peak_mib,
+                "parameters": fitted.parameters,
+                "gflops_per_mpx": _gflops(preset, method, trained),
+                "pixels_seen": config.steps * config.batch_size * (config.crop_px or 0) ** 2,
+                "checkpoint_sha256": hashlib.sha256(fitted.checkpoint.read_bytes()).hexdigest(),
+            },
+            "scenes": {way: {"scenes": scenes} for way, (_, scenes) in scored.items()},
+        },
+        seeds=[seed],
+        minutes=(perf_counter() - start) / 60,
+    ).write(target)
+    return target
+
+
+def _train(preset: Preset, method: Method, split: Split, config: TrainConfig, folder: Path) -> TrainResult:
+    resume = (folder / "last.ckpt").is_file()
+    if method.kind == "fusion":
+        return fit_global_local(
+            split.train, split.val, config, folder, global_px=preset.global_px, resume=resume, progress=False
+        )
+    if method.kind == "downsampled":
+        train, val = ([in_memory(decimated(s, preset.downsample)) for s in part] for part in (split.train, split.val))
+        return fit(train, val, config, folder, resume, progress=False)
+    return fit(split.train, split.val, config, folder, resume, progress=False)
+
+
+def _ways(preset: Preset, method: Method, trained: TrainedNetwork) -> dict[str, Any]:
+    """The ways in which a trained method labels a scene: name -> function (scene, path) -> Prediction."""
+    if method.kind == "downsampled":
+        return {"whole": lambda s, path: predict_decimated(trained, s, preset.downsample, path, progress=False)}
+    croppings = {f"overlap {o:g}": Cropping(method.crop_px or preset.crop_px, o) for o in OVERLAPS}
+    if method.kind == "fusion":
+        return {n: lambda s, p, c=c: predict_fusion(trained, s, p, c, progress=False) for n, c in croppings.items()}
+    if method.kind == "crops":
+        return {n: lambda s, p, c=c: predict_scene(trained, s, p, c, progress=False) for n, c in croppings.items()}
+    grid = Grid.parse(preset.tiles)
+    layout = Layout(grid.rows, grid.cols)
+    ways: dict[str, Any] = {"whole": lambda s, path: predict_whole(trained, s, path, layout, progress=False)}
+    if preset.data != "twins":  # by test window, beside the published curves
+        tiled = replace(trained, network=Tiled(trained.network, layout))
+        for side in (preset.crop_px, preset.window_px):
+            c = Cropping(side, 0)
+            ways[f"windows of {side} px"] = lambda s, p, c=c: predict_scene(tiled, s, p, c, progress=False)
+    return ways
+
+
+def _score(
+    preset: Preset, label: Any, scenes: Sequence[Scene], folder: Path
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Label the scenes in one way; the pooled scores with what it cost, and each scene's block counts."""
+    seconds, peak_mib, evaluations, counts, indices = 0.0, 0.0, [], {}, []
+    for scene in scenes:
+        path = folder / f"{scene.name}.tif"
+        done = label(scene, path)
+        seconds, peak_mib = seconds + done.seconds, max(peak_mib, done.peak_mib)
+        evaluations.append(evaluate_scene(path, scene, placement=_borders(preset, scene, path)))
+        if preset.data == "twins":
+            indices.append(index_reader(path, scene)(scene.window))
+        else:
+            counts[scene.name] = count_blocks(path, scene, block_px=BLOCK_PX).to_json()
+    pooled: dict[str, Any] = pool(evaluations).metrics()
+    if preset.data == "twins":
+        truth = [scene.read_label() for scene in scenes]
+        pooled["pair_accuracy"] = label_pair_accuracy(np.stack(indices), np.stack(truth))
+        pooled["pair_accuracies"] = [
+            label_pair_accuracy(np.stack(indices[i : i + 2]), np.stack(truth[i : i + 2]))
+            for i in range(0, len(scenes), 2)
+        ]
+    pixels = sum(scene.height * scene.width for scene in scenes)
+    return {**pooled, "seconds_per_mpx": seconds / pixels * 1e6, "peak_mib": peak_mib}, counts
+
+
+def _borders(preset: Preset, scene: Scene, path: Path) -> Placement | None:
+    """Where seams would be: window borders that the raster names; for a whole scene in tiles, the tiles'."""
+    if "tiles" not in read_tags(path):
+        return None
+    grid = Grid.parse(preset.tiles)
+    tall, wide = (-(-n // (p * 32)) * 32 for n, p in ((scene.height, grid.rows), (scene.width, grid.cols)))
+    return Placement(range(0, scene.height, tall), range(0, scene.width, wide), (tall, wide))
+
+
+def _chosen(preset: Preset, method: Method, ways: dict[str, Any], split: Split, folder: Path) -> dict[str, Any]:
+    """Of several ways the one that labels the validation scenes best; whole scenes have one way."""
+    if method.kind in ("scene", "downsampled"):
+        return {"way": "whole", "val_mean_iou": None}
+    scores = {}
+    for way, label in ways.items():
+        paths = [folder / "val" / way / f"{scene.name}.tif" for scene in split.val]
+        for scene, path in zip(split.val, paths, strict=True):
+            label(scene, path)
+        pairs = zip(paths, split.val, strict=True)
+        scores[way] = pool([evaluate_scene(path, scene) for path, scene in pairs]).confusion.mean_iou()
+    best = max(scores, key=lambda way: scores[way])
+    return {"way": best, "val_mean_iou": scores[best]}
+
+
+def _gflops(preset: Preset, method: Method, trained: TrainedNetwork) -> float | None:
+    """Of the forward pass, per million pixels that are labelled without overlap."""
+    if method.kind == "fusion":
+        return None
+    side = method.crop_px or preset.window_px
+    image = torch.zeros(1, len(trained.bands), side, side)
+    with torch.no_grad(), flop_counter() as counter:
+        trained.network.eval()(image)
+    area = side**2 * (preset.downsample**2 if method.kind == "downsampled" else 1)
+    return float(counter.get_total_flops()) / 1e9 / (area / 1e6)
+
+
+def compare(
+    preset: str,
+    *,
+    seeds: Sequence[int] | None = None,
+    methods: Sequence[str] | None = None,
+    out: Path | None = None,
+    records: Path | None = None,
+    root: Path | None = None,
+    jobs: int = 1,
+) -> Path:
+    """Run what of a comparison has not been run yet.
+
+    Args:
+        preset: a key of `PRESETS`.
+        seeds: the preset's when not given.
+        methods: names of methods; all when not given.
+        out: for checkpoints and predictions.
+        records: for the records, one a run; ``out/records`` when not given.
+        root: where the data set's files are.
+        jobs: runs side by side, a thread each.
+
+    Returns:
+        The folder of records.
+
+    Raises:
+        UserError: a name is unknown; data or disk are wrong.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"unknown comparison '{preset}'; choose one of {', '.join(PRESETS)}.")
+    what = PRESETS[preset]
+    if unknown := sorted(set(methods or ()) - what.methods.keys()):
+        raise UserError(f"unknown method '{unknown[0]}'; choose among {', '.join(what.methods)}.")
+    out = out or Path("outputs/compare") / preset
+    records = records or out / "records"
+    names = [name for name in what.methods if not methods or name in methods]
+    # The second stage starts from a checkpoint of the first, so it waits for all first ones.
+    for stage in (1, 2):
+        runs = [(n, s) for s in (seeds or what.seeds) for n in names if what.methods[n].stage == stage]
+        if stage == 2 and runs and f"crops-{what.crop_px}" not in names:
+            raise UserError(f"the second stage starts from crops-{what.crop_px}; compare that too.")
+        _run_all(what, runs, out, records, root, jobs)
+    return records
+
+
+def _run_all(
+    preset: Preset, runs: Sequence[tuple[str, int]], out: Path, records: Path, root: Path | None, jobs: int
+) -> None:
+    todo = [(n, s) for n, s in runs if not (records / f"{n}_seed{s}.json").is_file()]
+    if jobs == 1:
+        for name, seed in todo:
+            _say(run_method(preset, name, seed, out, records, root))
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool_:
+        waiting = [pool_.submit(run_method, preset, name, seed, out, records, root) for name, seed in todo]
+        for future in waiting:
+            _say(future.result())
+
+
+def _say(path: Path) -> None:
+    record = RunRecord.read(path)
+    pooled = record.metrics["pooled"]
+    way = pooled["ways"][pooled["chosen"]["way"]]
+    score = f"pair accuracy {way['pair_accuracy']:.3f}" if "pair_accuracy" in way else f"mIoU {way['mean_iou']:.3f}"
+    print(f"{path.stem}: {score}, {record.minutes:.1f} min", flush=True)
