@@ -341,7 +341,7 @@ def make_trainer(config: TrainConfig, folder: Path, callbacks: list[Callback]) -
         check_val_every_n_epoch=1,
         reload_dataloaders_every_n_epochs=1,  # the last epoch may be shorter
         num_sanity_val_steps=0,
-        log_every_n_steps=10,
+        log_every_n_steps=min(10, max(1, config.steps // 50)),
         logger=CSVLogger(folder, name="", version=""),
         callbacks=callbacks,
         enable_checkpointing=False,
