@@ -266,21 +266,11 @@ def _add_predict(commands: "_Commands") -> None:
     )
     parser.add_argument(
         "--spatial",
-        type=_tiles,
         default=None,
         metavar="P",
         help="with --whole: cut scenes over P ranks, in bands of rows, or RxC; torchrun's ranks if it started this",
     )
     parser.add_argument("--device", default=None, help="cpu, cuda, ...; a GPU if there is one")
-
-
-def _tiles(text: str) -> tuple[int, int]:
-    """``4`` is four bands of rows, ``2x3`` two rows of three tiles."""
-    rows, _, cols = text.partition("x")
-    tiles = (int(rows), int(cols or 1))
-    if min(tiles) < 1:
-        raise ValueError
-    return tiles
 
 
 def _predict(args: argparse.Namespace) -> None:
@@ -306,8 +296,10 @@ def _predict(args: argparse.Namespace) -> None:
         _check_not_a_source(scene, [*paths, *(path for path in shares if path)])
     if args.whole:
         from rsseglab.inference.whole import predict_scenes_whole
+        from rsseglab.training.ranks import Grid
 
-        for done in predict_scenes_whole(args.checkpoint, scenes, paths, args.spatial, args.device):
+        grid = Grid.parse(args.spatial) if args.spatial else None
+        for done in predict_scenes_whole(args.checkpoint, scenes, paths, grid, args.device):
             score = f", mean IoU {done.confusion.mean_iou():.3f}" if done.confusion else ""
             print(f"{done.path}: {done.seconds:.1f} s, peak {done.peak_mib:.0f} MiB{score}")
         return

@@ -41,6 +41,7 @@ from rsseglab.scenes.scene import IGNORE_INDEX, Scene, Window, class_values, lab
 from rsseglab.spatial import Layout, SceneTensor, SpatialError, read_scene
 from rsseglab.spatial.exchange import all_reduce_, fetch
 from rsseglab.training.checkpoint import TrainedNetwork, load_checkpoint
+from rsseglab.training.ranks import Grid
 
 MULTIPLE_PX = 32  # what networks that halve five times need
 ROWS = 256  # read, counted and written at a time: as many as a block of the raster has
@@ -127,7 +128,7 @@ def predict_scenes_whole(
     checkpoint: Path,
     scenes: Sequence[Scene],
     paths: Sequence[Path],
-    tiles: tuple[int, int] | None = None,
+    grid: Grid | None = None,
     device: torch.device | str | None = None,
 ) -> list[Prediction]:
     """Label scenes whole over ranks: those of torchrun where it started this process, else ranks of its own.
@@ -136,7 +137,7 @@ def predict_scenes_whole(
         checkpoint: of `rsseglab train`.
         scenes: any number of them.
         paths: a GeoTIFF for each.
-        tiles: rows and columns of tiles; bands of rows, as many as torchrun has ranks, or one, if not given.
+        grid: of tiles; bands of rows, as many as torchrun has ranks, or one, if not given.
         device: "cuda": a GPU a rank; "cpu". GPUs if there are any.
 
     Returns:
@@ -148,24 +149,24 @@ def predict_scenes_whole(
     kind = pick_device(device).type
     jobs = list(zip(scenes, paths, strict=True))
     there = int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
-    rows, cols = tiles or (there or 1, 1)
+    grid = grid or Grid(there or 1)
     if there is not None:
-        if rows * cols != there:
+        if grid.parts != there:
             raise UserError(
-                f"{rows} x {cols} tiles need {rows * cols} ranks and torchrun started {there}; start as many, or leave "
-                "out --spatial."
+                f"{grid} tiles need {grid.parts} ranks and torchrun started {there}; start as many, or leave out "
+                "--spatial."
             )
-        done = _as_rank(int(os.environ["LOCAL_RANK"]), (rows, cols), kind, checkpoint, jobs)
+        done = _as_rank(int(os.environ["LOCAL_RANK"]), grid, kind, checkpoint, jobs)
         return done if int(os.environ["RANK"]) == 0 else []
-    if rows * cols == 1:
+    if grid.parts == 1:
         trained = load_checkpoint(checkpoint)
         return [predict_whole(trained, scene, path, device=device) for scene, path in jobs]
-    if kind == "cuda" and rows * cols > torch.cuda.device_count():
+    if kind == "cuda" and grid.parts > torch.cuda.device_count():
         raise UserError(
-            f"{rows * cols} tiles need as many GPUs and {torch.cuda.device_count()} are here; cut the scene in fewer, "
+            f"{grid} tiles need as many GPUs and {torch.cuda.device_count()} are here; cut the scene in fewer, "
             "start torchrun on more machines, or use --device cpu."
         )
-    return _spawned((rows, cols), kind, checkpoint, jobs)
+    return _spawned(grid, kind, checkpoint, jobs)
 
 
 # ------------------------------------------------------------------------------------------ the ranks
@@ -173,7 +174,7 @@ def predict_scenes_whole(
 Jobs = Sequence[tuple[Scene, Path]]
 
 
-def _as_rank(local: int, tiles: tuple[int, int], kind: str, checkpoint: Path, jobs: Jobs, **group: Any) -> Any:
+def _as_rank(local: int, grid: Grid, kind: str, checkpoint: Path, jobs: Jobs, **group: Any) -> Any:
     """What one rank does, spawned or torchrun's."""
     device = torch.device(f"cuda:{local}" if kind == "cuda" else kind)
     if kind == "cuda":
@@ -181,7 +182,7 @@ def _as_rank(local: int, tiles: tuple[int, int], kind: str, checkpoint: Path, jo
     dist.init_process_group("nccl" if kind == "cuda" else "gloo", **group)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)  # from now on files are cleaned up
-    layout = Layout(*tiles, init_device_mesh(kind, (tiles[0] * tiles[1],)))
+    layout = Layout(grid.rows, grid.cols, init_device_mesh(kind, (grid.parts,)))
     trained = load_checkpoint(checkpoint)
     done = [predict_whole(trained, scene, path, layout, device=device) for scene, path in jobs]
     dist.barrier()  # a rank that leaves while another still talks to it may abort
@@ -190,7 +191,7 @@ def _as_rank(local: int, tiles: tuple[int, int], kind: str, checkpoint: Path, jo
 
 
 def _worker(
-    rank: int, folder: str, threads: int, said: Any, tiles: tuple[int, int], kind: str, checkpoint: Path, jobs: Jobs
+    rank: int, folder: str, threads: int, said: Any, grid: Grid, kind: str, checkpoint: Path, jobs: Jobs
 ) -> None:
     """A spawned rank; what it says is its predictions, or why there are none."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing to clean up yet
@@ -199,10 +200,10 @@ def _worker(
     group: dict[str, Any] = {
         "init_method": f"file://{folder}/store",
         "rank": rank,
-        "world_size": tiles[0] * tiles[1],
+        "world_size": grid.parts,
     }
     try:
-        done = _as_rank(rank, tiles, kind, checkpoint, jobs, **group)
+        done = _as_rank(rank, grid, kind, checkpoint, jobs, **group)
         if rank == 0:
             said.put(done)
     except UserError as error:
@@ -213,16 +214,15 @@ def _worker(
         sys.exit(1)
 
 
-def _spawned(tiles: tuple[int, int], kind: str, checkpoint: Path, jobs: Jobs) -> list[Prediction]:
-    ranks = tiles[0] * tiles[1]
+def _spawned(grid: Grid, kind: str, checkpoint: Path, jobs: Jobs) -> list[Prediction]:
     said = mp.get_context("spawn").SimpleQueue()
-    threads = max(torch.get_num_threads() // ranks, 1)
+    threads = max(torch.get_num_threads() // grid.parts, 1)
     with tempfile.TemporaryDirectory() as folder:
         processes: list[Any] = []
         try:
             with _ctrl_c_waits():
-                job = (Path(folder).as_posix(), threads, said, tiles, kind, checkpoint, jobs)
-                context = spawn(_worker, job, nprocs=ranks, join=False)
+                job = (Path(folder).as_posix(), threads, said, grid, kind, checkpoint, jobs)
+                context = spawn(_worker, job, nprocs=grid.parts, join=False)
                 processes = context.processes
             with suppress(ProcessExitedException, ProcessRaisedException):
                 while not context.join():

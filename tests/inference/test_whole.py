@@ -23,6 +23,7 @@ from rsseglab.inference.whole import predict_scenes_whole, predict_whole
 from rsseglab.scenes import IGNORE_INDEX, LabelClass, RasterWriter, Scene
 from rsseglab.spatial import Layout
 from rsseglab.training.checkpoint import TrainedNetwork
+from rsseglab.training.ranks import Grid
 
 NAMES = ("band_1", "band_2", "band_3")
 
@@ -262,7 +263,7 @@ class Deadly(Scene):
 def test_a_killed_rank_ends_the_command(tmp_path, checkpoint):
     make_scene(tmp_path)
     with pytest.raises(UserError, match="a rank was killed, as when memory runs out; use more machines"):
-        predict_scenes_whole(checkpoint, [Deadly(tmp_path / "a_image.tif")], [tmp_path / "q.tif"], (2, 1), "cpu")
+        predict_scenes_whole(checkpoint, [Deadly(tmp_path / "a_image.tif")], [tmp_path / "q.tif"], Grid(2), "cpu")
     assert not list(tmp_path.glob("q*"))
 
 
@@ -284,5 +285,5 @@ def test_the_command_over_ranks_gives_what_one_process_gives(tmp_path, checkpoin
 def test_under_torchrun_there_are_as_many_ranks_as_tiles(tmp_path, checkpoint, monkeypatch):
     for name, value in (("TORCHELASTIC_RUN_ID", "none"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="2 x 2 tiles need 4 ranks and torchrun started 2; start as many"):
-        predict_scenes_whole(checkpoint, [], [], (2, 2), "cpu")
+    with pytest.raises(UserError, match="2x2 tiles need 4 ranks and torchrun started 2; start as many"):
+        predict_scenes_whole(checkpoint, [], [], Grid(2, 2), "cpu")
