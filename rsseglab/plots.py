@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
@@ -19,6 +20,8 @@ from rsseglab.scenes.scene import IGNORE_INDEX, LabelClass, Scene, Window
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from rsseglab.spatial import Layout
 
 #: Okabe and Ito's palette, told apart with any colour vision.
 OKABE_ITO: tuple[tuple[int, int, int], ...] = (
@@ -223,3 +226,67 @@ def stamp(axes: Axes, text: str) -> None:
         0.5, 0.55, text, transform=axes.transAxes, rotation=20, ha="center", va="center", fontsize=17, color="0.5",
         alpha=0.6, zorder=5, path_effects=[withStroke(linewidth=3, foreground="white")],
     )  # fmt: skip
+
+
+def tile_borders(axes: Axes, layout: "Layout", height: int, width: int) -> None:
+    """Draw where a scene of ``height`` x ``width`` px is cut, and keep the panel's limits."""
+    stroke = [withStroke(linewidth=3, foreground="white")]
+    for row, col, _, _ in layout.windows(height, width):
+        if row:
+            axes.axhline(row, color="black", linewidth=1, path_effects=stroke)
+        if col:
+            axes.axvline(col, color="black", linewidth=1, path_effects=stroke)
+    axes.set(xlim=(0, width), ylim=(height, 0))
+
+
+def attention_over_scene(
+    picture: NDArray[Any],
+    maps: NDArray[Any],
+    layout: "Layout",
+    query: tuple[float, float],
+    framed: NDArray[np.bool_],
+    name: str,
+) -> Figure:
+    """What one query looks at, head by head, on the scene that it lies in; colours are logarithmic.
+
+    Args:
+        picture: the scene, (height, width, 3).
+        maps: the query's attention in each head, (heads, h, w), each of sum 1; drawn as a multiple of uniform.
+        layout: its tiles' borders are drawn.
+        query: row and column of the query, px of the scene.
+        framed: which pixels get a frame around their bounding box, (height, width).
+        name: what the frame is of.
+    """
+    height, width = picture.shape[:2]
+    rows, cols = np.nonzero(framed)
+    figure, grid = plt.subplots(
+        1, len(maps) + 1, figsize=(2.9 * (len(maps) + 1), 3.9), layout="constrained", sharex=True, sharey=True
+    )
+    for axes, head in zip(grid, (None, *maps), strict=True):
+        axes.imshow(picture, extent=(0, width, height, 0))
+        if head is not None:
+            shown = axes.imshow(
+                head * head.size, extent=(0, width, height, 0), cmap="cividis", norm=LogNorm(0.1, head.size, clip=True)
+            )
+        tile_borders(axes, layout, height, width)
+        corner, size = (cols.min(), rows.min()), (np.ptp(cols) + 1, np.ptp(rows) + 1)
+        for color, line in ((_unit(OKABE_ITO[4]), 2.5), ("white", 0.8)):
+            frame = axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=color, linewidth=line))
+            frame.set_label(name if line > 1 else "_")
+        axes.plot(
+            query[1],
+            query[0],
+            "*",
+            color=_unit(OKABE_ITO[4]),
+            markeredgecolor="white",
+            markersize=15,
+            label="the query",
+        )
+        axes.set_xlabel("column, px")
+    grid[0].set(title="the scene", ylabel="row, px")
+    for k, axes in enumerate(grid[1:]):
+        axes.set_title(f"head {k}")
+    figure.colorbar(shown, ax=grid, label="attention, times uniform", shrink=0.75)
+    handles = [*grid[0].get_legend_handles_labels()[0], Line2D([], [], color="black", label="border of a tile")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    return figure
