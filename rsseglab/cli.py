@@ -1,4 +1,4 @@
-"""The command line: ``rsseglab quickstart | data | train | predict | evaluate | scale``.
+"""The command line: ``rsseglab quickstart | data | train | predict | evaluate | compare | scale``.
 
 Nothing heavy is imported before a command is known, so that ``rsseglab --help`` answers at once. Every error that a
 user can mend is a `UserError`: one line on standard error and exit code 2; Ctrl-C is exit code 130.
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rsseglab {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_quickstart, _add_data, _add_train, _add_predict, _add_evaluate, _add_scale):
+    for add in (_add_quickstart, _add_data, _add_train, _add_predict, _add_evaluate, _add_compare, _add_scale):
         add(commands)
     return parser
 
@@ -415,6 +415,31 @@ def _legend(prediction: Path) -> "tuple[list[LabelClass], list[int]]":
         raise UserError(f"{prediction} does not name its classes; give a raster of 'rsseglab predict', or --data NAME.")
     classes = [LabelClass(name, value, color) for value, (name, color) in legend.items()]
     return classes, [] if nodata is None else [nodata]
+
+
+def _add_compare(commands: "_Commands") -> None:
+    about = "compare cropping, downsampling, fusion and REST on one budget: hours; minutes with --quick"
+    parser = _command(commands, "compare", about, _compare)
+    _add_data_options(parser, "synthetic")
+    parser.add_argument("--quick", action="store_true", help="a few steps on small scenes: all of it works, no more")
+    parser.add_argument("--gpu", action="store_true", help="large windows, a larger network, many steps")
+    parser.add_argument("--seeds", type=int, nargs="+", default=None, help="of training; the comparison's if not given")
+    parser.add_argument("--methods", nargs="+", default=None, metavar="NAME", help="all if not given")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, a thread each")
+    parser.add_argument(
+        "--out", type=Path, default=None, metavar="FOLDER", help="outputs/compare/NAME if not given; goes on with it"
+    )
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from rsseglab.experiments.compare import compare, preset_of
+    from rsseglab.experiments.tables import print_tables
+
+    what = preset_of(args.data, args.quick, args.gpu)
+    name = args.data + "-quick" * args.quick + "-gpu" * args.gpu
+    out = args.out or Path("outputs/compare") / name
+    folder = compare(what, seeds=args.seeds, methods=args.methods, out=out, root=args.root, jobs=args.jobs)
+    print_tables(folder)
 
 
 def _add_scale(commands: "_Commands") -> None:

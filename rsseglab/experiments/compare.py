@@ -256,7 +256,7 @@ def run_method(preset: Preset, name: str, seed: int, folder: Path, records: Path
     chosen = _chosen(preset, method, ways, split, here)
     RunRecord(
         command=["rsseglab", *sys.argv[1:]],
-        configuration={"preset": asdict(preset), "method": name, **asdict(config)},
+        configuration={"preset": asdict(preset), "compared": name, **asdict(config)},
         metrics={
             "pooled": {
                 "title": method.title,
@@ -372,8 +372,23 @@ def _gflops(preset: Preset, method: Method, trained: TrainedNetwork) -> float | 
     return float(counter.get_total_flops()) / 1e9 / (area / 1e6)
 
 
+def preset_of(data: str, quick: bool = False, gpu: bool = False) -> Preset:
+    """The comparison on a data set: for a CPU in an hour or two, in minutes (``quick``), or for a GPU.
+
+    Raises:
+        UserError: there is no such comparison.
+    """
+    if quick and not data.startswith("twins"):
+        return replace(PRESETS["quick"], data=data)
+    name = f"{data}-gpu" if gpu else data
+    if name not in PRESETS or quick:
+        known = ", ".join(n for n in PRESETS if n != "quick")
+        raise UserError(f"there is no comparison '{name}'{' --quick' if quick else ''}; choose one of {known}.")
+    return PRESETS[name]
+
+
 def compare(
-    preset: str,
+    what: Preset,
     *,
     seeds: Sequence[int] | None = None,
     methods: Sequence[str] | None = None,
@@ -385,8 +400,8 @@ def compare(
     """Run what of a comparison has not been run yet.
 
     Args:
-        preset: a key of `PRESETS`.
-        seeds: the preset's when not given.
+        what: the comparison.
+        seeds: its own when not given.
         methods: names of methods; all when not given.
         out: for checkpoints and predictions.
         records: for the records, one a run; ``out/records`` when not given.
@@ -399,12 +414,9 @@ def compare(
     Raises:
         UserError: a name is unknown; data or disk are wrong.
     """
-    if preset not in PRESETS:
-        raise UserError(f"unknown comparison '{preset}'; choose one of {', '.join(PRESETS)}.")
-    what = PRESETS[preset]
     if unknown := sorted(set(methods or ()) - what.methods.keys()):
         raise UserError(f"unknown method '{unknown[0]}'; choose among {', '.join(what.methods)}.")
-    out = out or Path("outputs/compare") / preset
+    out = out or Path("outputs/compare") / what.data
     records = records or out / "records"
     names = [name for name in what.methods if not methods or name in methods]
     # The second stage starts from a checkpoint of the first, so it waits for all first ones.

@@ -1,0 +1,272 @@
+"""Tables, differences and the claim matrix of a comparison, made of its records alone.
+
+What is compared with what stands in `DIFFERENCES`, before any run. The cropped baseline is the best over crop sizes and
+overlaps, by the mean over seeds of its score on validation scenes.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rsseglab.errors import UserError
+from rsseglab.evaluation import BlockCounts, mean_iou_difference, mean_iou_interval
+from rsseglab.evaluation.bootstrap import Estimate
+from rsseglab.experiments.claims import Number
+from rsseglab.training.records import RunRecord
+
+Records = dict[str, dict[int, RunRecord]]  # method -> seed -> record
+
+BEST_CROPS = "best crops"
+ORDER = (
+    "crops-",
+    "crops+spim",
+    "downsampled",
+    "fusion",
+    "rest-none",
+    "rest-spim",
+    "rest-exact",
+    "rest-exact+spim",
+    "two",
+)
+#: measure (see `rsseglab.experiments.claims`) -> the two methods whose scores it is the difference of
+DIFFERENCES = {
+    "spim_minus_best_crops_miou": ("rest-spim", BEST_CROPS),
+    "spim_minus_fusion_miou": ("rest-spim", "fusion"),
+    "spim_minus_none_miou": ("rest-spim", "rest-none"),
+    "spim_minus_control_miou": ("two-stage-spim", "two-stage-control"),
+    "exact_spim_minus_spim_miou": ("rest-exact+spim", "rest-spim"),
+    "exact_minus_none_miou": ("rest-exact", "rest-none"),
+    "exact_minus_best_crops_miou": ("rest-exact", BEST_CROPS),
+}
+#: measure -> the method whose pair accuracy on twin scenes it is
+PAIR_ACCURACIES = {
+    "twins_crops_pair_accuracy": "crops",
+    "twins_spim_pair_accuracy": "rest-spim",
+    "twins_exact_pair_accuracy": "rest-exact",
+}
+
+
+def read_records(folder: Path) -> Records:
+    """The records of a comparison, by method in the order of its table, and seed.
+
+    Raises:
+        UserError: there is none, or they are of several comparisons.
+    """
+    records: Records = defaultdict(dict)
+    for path in sorted(folder.glob("*_seed*.json"), key=_place):
+        record = RunRecord.read(path)
+        records[path.stem.rpartition("_seed")[0]][record.seeds[0]] = record
+    if not records:
+        raise UserError(f"there is no record of a comparison in {folder}; run 'rsseglab compare' first.")
+    presets = [r.configuration["preset"] for seeds in records.values() for r in seeds.values()]
+    if any(preset != presets[0] for preset in presets):
+        raise UserError(f"{folder} holds records of several comparisons; keep each in a folder of its own.")
+    return dict(records)
+
+
+def _place(path: Path) -> tuple[int, int, str]:
+    """Methods as in the table of `rsseglab.experiments.compare.Preset.methods`, crops by their size."""
+    method = path.stem.rpartition("_seed")[0]
+    number = method.rpartition("-")[2]
+    first = [i for i, name in enumerate(ORDER) if method.startswith(name)]
+    return first[-1] if first else len(ORDER), int(number) if number.isdigit() else 0, path.stem
+
+
+def best_crops(records: Records) -> tuple[str, str]:
+    """Method and way of the cropped baseline that is best on validation, by the mean over seeds."""
+    scores = {
+        method: np.mean([r.metrics["pooled"]["chosen"]["val_mean_iou"] for r in seeds.values()])
+        for method, seeds in records.items()
+        if method.startswith("crops-")
+    }
+    if not scores:
+        raise UserError("there is no record of cropping to compare with; run the methods crops-... too.")
+    method = max(scores, key=lambda name: scores[name])
+    return method, _way(records[method])
+
+
+def _way(seeds: Mapping[int, RunRecord]) -> str:
+    """The way that most seeds have chosen on validation, the first of the record's where several are."""
+    chosen = [r.metrics["pooled"]["chosen"]["way"] for r in seeds.values()]
+    ways = list(next(iter(seeds.values())).metrics["pooled"]["ways"])
+    return max(ways, key=lambda way: (chosen.count(way), -ways.index(way)))
+
+
+def _runs(records: Records, method: str, seeds: Sequence[int], way: str | None = None) -> list[list[BlockCounts]]:
+    runs = []
+    for seed in seeds:
+        scenes = records[method][seed].metrics["scenes"][way or _way(records[method])]["scenes"]
+        runs.append([BlockCounts.from_json(counts) for counts in scenes.values()])
+    return runs
+
+
+def comparison_table(records: Records) -> pd.DataFrame:
+    """One row a method: score with its interval, seams, and what it cost; the mean over seeds where not said else."""
+    rows = {}
+    for method, seeds in records.items():
+        way = _way(seeds)
+        pooled = [r.metrics["pooled"] for r in seeds.values()]
+        ways = [p["ways"][way] for p in pooled]
+        score = _score(records, method)
+        rows[pooled[0]["title"]] = {
+            "way": way,
+            "score": score[0],
+            "low": score[1],
+            "high": score[2],
+            "seeds": len(seeds),
+            "seam error": _mean([w.get("seam_error") for w in ways]),
+            "boundary F1": _mean([w["mean_boundary_f1"] for w in ways]),
+            "s / Mpx": _mean([w["seconds_per_mpx"] for w in ways]),
+            "peak MiB": max(w["peak_mib"] for w in ways),
+            "training s": _mean([p["training_seconds"] for p in pooled]),
+            "training peak MiB": max(p["training_peak_mib"] for p in pooled),
+            "parameters, M": pooled[0]["parameters"] / 1e6,
+            "GFLOP / Mpx": pooled[0]["gflops_per_mpx"],
+            "Mpx seen": pooled[0]["pixels_seen"] / 1e6,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _score(records: Records, method: str) -> Number:
+    """Mean IoU, or on twin scenes pair accuracy, with its interval."""
+    seeds = records[method]
+    if next(iter(seeds.values())).configuration["preset"]["data"] == "twins":
+        return _pair_accuracy(seeds)
+    return _number(mean_iou_interval(_runs(records, method, list(seeds))))
+
+
+def _number(estimate: Estimate) -> Number:
+    return estimate.value, estimate.low, estimate.high
+
+
+def _pair_accuracy(seeds: Mapping[int, RunRecord], draws: int = 2000) -> Number:
+    """Mean over seeds and pairs of scenes, and an interval over both, drawn with replacement."""
+    way = _way(seeds)
+    values = np.array([r.metrics["pooled"]["ways"][way]["pair_accuracies"] for r in seeds.values()])  # (seeds, pairs)
+    rng = np.random.default_rng(0)
+    count, pairs = values.shape
+    means = [
+        values[np.ix_(rng.integers(count, size=count), rng.integers(pairs, size=pairs))].mean() for _ in range(draws)
+    ]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
+def differences(records: Records) -> pd.DataFrame:
+    """One row a difference of mean IoU, paired by seed and block, with the least that could have been detected."""
+    crops, crops_way = best_crops(records)
+    rows = {}
+    for measure, (first, second) in DIFFERENCES.items():
+        ways = {BEST_CROPS: crops_way}
+        one, two = (crops if m == BEST_CROPS else m for m in (first, second))
+        if one not in records or two not in records:
+            continue
+        seeds = sorted(records[one].keys() & records[two].keys())
+        if not seeds:
+            continue
+        runs = [_runs(records, m, seeds, ways.get(n)) for m, n in ((one, first), (two, second))]
+        estimate = mean_iou_difference(*runs)
+        rows[measure] = {
+            "first": _title(records, one),
+            "second": f"{_title(records, two)}, {crops_way}" if second == BEST_CROPS else _title(records, two),
+            "difference": estimate.value,
+            "low": estimate.low,
+            "high": estimate.high,
+            "smallest detectable": estimate.smallest_detectable,
+            "seeds": estimate.seeds,
+            "blocks": estimate.blocks,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _title(records: Records, method: str) -> str:
+    return str(next(iter(records[method].values())).metrics["pooled"]["title"])
+
+
+def claim_numbers(records: Records) -> dict[str, Number]:
+    """What a comparison has to say to `rsseglab.experiments.claims.claim_matrix`."""
+    if next(iter(next(iter(records.values())).values())).configuration["preset"]["data"] == "twins":
+        found = {measure: _methods(records, name) for measure, name in PAIR_ACCURACIES.items()}
+        return {measure: _pair_accuracy(seeds) for measure, seeds in found.items() if seeds}
+    table = differences(records)
+    numbers = {str(m): (row["difference"], row["low"], row["high"]) for m, row in table.iterrows()}
+    from rsseglab.experiments.claims import CLAIMS
+
+    asked = {claim.measure for claim in CLAIMS}
+    return {measure: number for measure, number in numbers.items() if measure in asked}
+
+
+def _methods(records: Records, name: str) -> Mapping[int, RunRecord] | None:
+    found = [method for method in records if method == name or (name == "crops" and method.startswith("crops-"))]
+    return records[found[0]] if found else None
+
+
+def window_curve(records: Records, dataset: str) -> pd.DataFrame:
+    """Mean IoU against test window, for `rsseglab.plots.window_curves`: crops by their size, REST by its window."""
+    rows: list[dict[str, Any]] = []
+    for method, seeds in records.items():
+        first = next(iter(seeds.values()))
+        preset = first.configuration["preset"]
+        for way in first.metrics["pooled"]["ways"]:
+            if way.startswith("windows of "):
+                side = int(way.split()[2])
+            elif way == "whole" and method.startswith("rest-"):
+                side = 2 * preset["window_px"]
+            elif way == "overlap 0" and method.startswith("crops-"):
+                side = first.configuration["crop_px"]
+            else:
+                continue
+            estimate = mean_iou_interval(_runs(records, method, list(seeds), way))
+            name = "crops, each size trained" if method.startswith("crops-") else first.metrics["pooled"]["title"]
+            rows.append(
+                {"dataset": dataset, "method": name, "test_px": side}
+                | dict(zip(("value", "low", "high"), _number(estimate), strict=True))
+            )
+    return pd.DataFrame(rows)
+
+
+def print_tables(folder: Path) -> None:
+    """Print what the records of a comparison say, and write ``table.csv`` and ``differences.csv`` beside them."""
+    records = read_records(folder)
+    table = comparison_table(records)
+    table.to_csv(folder / "table.csv")
+    print(f"\n{shown(table).to_string()}\n")
+    if any(name.startswith("crops-") for name in records) and "pair" not in _score_name(records):
+        found = differences(records)
+        found.to_csv(folder / "differences.csv")
+        print(
+            "Differences of mean IoU, % points, paired by seed and block; those that could have been detected beside:"
+        )
+        for _, row in found.iterrows():
+            value, low, high, least = (100 * row[k] for k in ("difference", "low", "high", "smallest detectable"))
+            print(
+                f"  {row['first']} less {row['second']}: {value:+.1f} [{low:+.1f}, {high:+.1f}], detectable {least:.1f}"
+            )
+    print(f"\nscores are {_score_name(records)}; records, table.csv and differences.csv are in {folder}")
+
+
+def _score_name(records: Records) -> str:
+    first = next(iter(next(iter(records.values())).values()))
+    return "pair accuracy" if first.configuration["preset"]["data"] == "twins" else "mean IoU over whole test scenes"
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """A comparison's table as it is printed: scores in percent with their intervals, costs rounded."""
+    percent = [
+        f"{100 * v:.1f} [{100 * a:.1f}, {100 * b:.1f}]" for v, a, b in table[["score", "low", "high"]].to_numpy()
+    ]
+    out = pd.DataFrame({"score, % [95 %]": percent}, index=table.index)
+    out["seam, % pts"] = [("" if np.isnan(v) else f"{100 * v:+.1f}") for v in table["seam error"]]
+    for name, digits in (("s / Mpx", 2), ("peak MiB", 0), ("training s", 0), ("parameters, M", 1), ("GFLOP / Mpx", 0)):
+        out[name] = [("" if v is None or np.isnan(v) else f"{v:.{digits}f}") for v in table[name]]
+    out["labelled by"] = table["way"]
+    return out

@@ -1,0 +1,131 @@
+"""The comparison end to end on two tiny runs, and its tables on made records."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rsseglab.errors import UserError
+from rsseglab.evaluation import BlockCounts
+from rsseglab.experiments import tables
+from rsseglab.experiments.compare import PRESETS, TWINS, Preset, compare, config_of, preset_of, scenes_of
+from rsseglab.training.records import RunRecord
+
+CLASSES = ("water", "land")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_method_sees_as_many_pixels(name, tmp_path):
+    preset = PRESETS[name]
+    seen, steps = {}, {}
+    for method, its in preset.methods.items():
+        config = config_of(preset, its, 0, tmp_path)
+        seen[method] = config.batch_size * config.crop_px**2
+        steps[its.stage] = steps.get(its.stage, set()) | {(config.steps, config.schedule, config.lr)}
+    assert max(seen.values()) <= 1.05 * min(seen.values()), seen
+    assert all(len(of_stage) == 1 for of_stage in steps.values())
+
+
+def test_a_preset_by_its_name():
+    assert preset_of("dubai") == PRESETS["dubai"] and preset_of("dubai", quick=True).data == "dubai"
+    assert preset_of("twins-far").context_px >= 2 * TWINS.tiles.count("3") * 32
+    for wrong in (("inria", False, False), ("twins-far", True, False), ("synthetic", False, True)):
+        with pytest.raises(UserError, match="there is no comparison"):
+            preset_of(*wrong)
+
+
+def test_twin_scenes_of_a_comparison_are_apart():
+    split = scenes_of(Preset("twins", window_px=192, context_px=48))
+    names = [scene.name for part in (split.train, split.val, split.test) for scene in part]
+    assert len(set(names)) == len(names) and len(split.test) == 16
+    one, two = split.test[:2]
+    assert (one.read_label() != two.read_label()).any()
+
+
+def test_two_methods_end_to_end_and_again(tmp_path, capsys):
+    tiny = Preset(
+        "synthetic", "test_resnet", decimate=8, window_px=64, crop_px=32, crop_sizes=(32,), steps=2, strides=(16,),
+        seeds=(0,),
+    )  # fmt: skip
+    folder = compare(tiny, methods=["crops-32", "rest-spim"], out=tmp_path)
+    written = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+    assert set(written) == {"crops-32_seed0.json", "rest-spim_seed0.json"}
+    record = RunRecord.read(folder / "rest-spim_seed0.json")
+    assert set(record.metrics["pooled"]["ways"]) == {"whole", "windows of 32 px", "windows of 64 px"}
+    compare(tiny, methods=["crops-32", "rest-spim"], out=tmp_path)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")} == written
+    tables.print_tables(folder)
+    said = capsys.readouterr().out
+    assert "REST: tiles meet in SPIM less crops of 32 px" in said and (folder / "differences.csv").is_file()
+    # What a record holds is enough to score anew.
+    counts = record.metrics["scenes"]["whole"]["scenes"].values()
+    confusion = sum((BlockCounts.from_json(c).confusion.matrix for c in counts), start=0)
+    iou = record.metrics["pooled"]["ways"]["whole"]["mean_iou"]
+    tp, union = np.diag(confusion), confusion.sum(1) + confusion[:, :-1].sum(0) - np.diag(confusion)
+    assert np.mean(tp[union > 0] / union[union > 0]) == pytest.approx(iou)
+
+
+def test_unknown_methods(tmp_path):
+    with pytest.raises(UserError, match="unknown method 'magic'"):
+        compare(PRESETS["quick"], methods=["magic"], out=tmp_path)
+    with pytest.raises(UserError, match="starts from crops-96"):
+        compare(PRESETS["quick"], methods=["two-stage-spim"], out=tmp_path)
+    with pytest.raises(UserError, match="no record of a comparison"):
+        tables.read_records(tmp_path)
+
+
+def made_record(folder, method, seed, right, val, preset="made"):
+    """A method that labels ``right`` of 100 pixels of each of 12 blocks as they are."""
+    rng = np.random.default_rng(seed)
+    counts = np.zeros((12, 2, 3), np.int64)
+    for block in counts:
+        hits = rng.binomial(100, right)
+        block[0, 0], block[0, 1], block[1, 1], block[1, 0] = hits, 100 - hits, hits, 100 - hits
+    its = BlockCounts("s", CLASSES, 64, counts)
+    ways = {
+        "overlap 0.5": {
+            "mean_iou": its.confusion.mean_iou(),
+            "mean_boundary_f1": 0.5,
+            "seconds_per_mpx": 1.0,
+            "peak_mib": 10.0,
+        }
+    }
+    RunRecord(
+        command=["compare"],
+        configuration={"preset": {"data": preset, "window_px": 512}, "compared": method, "crop_px": 256},
+        metrics={
+            "pooled": {
+                "title": method, "ways": ways, "chosen": {"way": "overlap 0.5", "val_mean_iou": val},
+                "training_seconds": 1.0, "training_peak_mib": 1.0, "parameters": 10, "gflops_per_mpx": 1.0,
+                "pixels_seen": 100,
+            },
+            "scenes": {"overlap 0.5": {"scenes": {"s": its.to_json()}}},
+        },
+        seeds=[seed],
+        minutes=1.0,
+    ).write(folder / f"{method}_seed{seed}.json")  # fmt: skip
+    return its.confusion.mean_iou()
+
+
+def test_differences_are_of_the_best_crops_by_validation(tmp_path):
+    scores = {}
+    for method, right, val in (("crops-256", 0.7, 0.8), ("crops-128", 0.9, 0.4), ("rest-spim", 0.8, 0.5)):
+        scores[method] = np.mean([made_record(tmp_path, method, seed, right, val) for seed in range(3)])
+    records = tables.read_records(tmp_path)
+    assert list(records) == ["crops-128", "crops-256", "rest-spim"]
+    assert tables.best_crops(records) == ("crops-256", "overlap 0.5")
+    row = tables.differences(records).loc["spim_minus_best_crops_miou"]
+    assert row["difference"] == pytest.approx(scores["rest-spim"] - scores["crops-256"]) and row["low"] > 0
+    assert tables.claim_numbers(records).keys() == {"spim_minus_best_crops_miou"}
+    table = tables.comparison_table(records)
+    assert table.loc["rest-spim", "score"] == pytest.approx(scores["rest-spim"])
+    assert "rest-spim" in tables.shown(table).to_string()
+
+
+def test_records_of_two_comparisons_do_not_mix(tmp_path):
+    made_record(tmp_path, "crops-256", 0, 0.7, 0.5)
+    made_record(tmp_path, "rest-spim", 0, 0.7, 0.5, preset="other")
+    with pytest.raises(UserError, match="records of several comparisons"):
+        tables.read_records(tmp_path)
+    content = json.loads((tmp_path / "crops-256_seed0.json").read_text())
+    assert content["configuration"]["preset"]["data"] == "made"
