@@ -31,7 +31,7 @@ twin_steps = 100  # training steps of the network of section 5
 twin_pairs = 8  # that it is asked about
 sides = [64, 128, 256, 512]  # of the windows in section 4, px
 scenes = 2  # that are labelled in section 4, at most 2
-images = 6  # over which the effective receptive field is averaged
+images = 4  # over which the effective receptive field is averaged
 seed = 0
 
 # %%
@@ -101,8 +101,8 @@ seen_px = int(reach[f"unet, {encoder}"].radius_px)
 pd.DataFrame({name: vars(field) for name, field in reach.items()}, dtype=object).T
 
 # %% [markdown]
-# Infinite means: everything, however large the image is. DeepLabV3+ pools over the whole image. With the FPN it is less
-# obvious: its decoder has *group norms*, whose mean and variance are taken over the whole image. A network can see
+# Infinite means: more than 1024 px, and here for a reason. DeepLabV3+ pools over the whole image. With the FPN it is
+# less obvious: its decoder has *group norms*, whose mean and variance are taken over the whole image. A network can see
 # everything by accident, and then its answer for a crop is never quite its answer for the scene.
 #
 # ## 2. How far does it look?
