@@ -16,9 +16,9 @@
 # %% [markdown]
 # # SPIM, tile by tile
 #
-# **The question.** The REST paper spreads a scene over many GPUs, a tile each, and lets the tiles meet in one layer: SPIM, an
-# attention over the tokens of *all* tiles. What does a pixel see of another tile through it? And is the answer still that of
-# one network, whatever the number of tiles?
+# **The question.** The REST paper spreads a scene over many GPUs, a tile each, and lets the tiles meet in one layer: SPIM,
+# an attention over the tokens of *all* tiles. What does a pixel see of another tile through it? And is the answer still
+# that of one network, whatever the number of tiles?
 #
 # **It assumes** the second notebook (tiles, halos), twin scenes (their section in the README), and that you know what
 # multi-head attention computes. **It takes** about four minutes on a laptop with two cores, and 2 GiB of memory. No data is
@@ -57,18 +57,19 @@ FOUR = Layout(2, 2)  # the tiles of training
 # %% [markdown]
 # ## 1. What SPIM is
 #
-# A token is a pixel of a feature map. SPIM is one transformer layer over all $N$ tokens $x$ of the whole scene, with $C$ channels
-# and $H$ heads:
+# A token is a pixel of a feature map. SPIM is one transformer layer over all $N$ tokens $x$ of the whole scene, with $C$
+# channels and $H$ heads:
 #
 # $$q, k, v = \mathrm{LN}(x)\, W + b, \qquad o = \mathrm{softmax}\!\left(\frac{q k^\top}{\sqrt{C / H}}\right) v \;\text{ in each head}, \qquad
 # y = x + o\, W_o + b_o, \qquad z = y + \mathrm{FFN}(\mathrm{LN}(y))$$
 #
 # and its output is $x + z$. Norms, projections and the FFN treat each token by itself: no tile needs another. Only the
-# attention does, for $q k^\top$ wants every token against every token. Yet *heads* do not need each other. Hence the trick, known as
-# Ulysses: before the attention each worker has all heads of its own tokens. One **all-to-all** exchange later it has all tokens of
-# its own heads, and can attend as if there were no tiles. A second all-to-all brings the tokens home.
+# attention does, for $q k^\top$ wants every token against every token. Yet *heads* do not need each other. Hence the trick,
+# known as Ulysses: before the attention each worker has all heads of its own tokens. One **all-to-all** exchange later it
+# has all tokens of its own heads, and can attend as if there were no tiles. A second all-to-all brings the tokens home.
 #
-# Below: a map of 4 x 6 tokens in four tiles, and six heads. The shares are the engine's own; four workers can't share six heads evenly.
+# Below: a map of 4 x 6 tokens in four tiles, and six heads. The shares are the engine's own; four workers can't share six
+# heads evenly.
 
 # %%
 rows, cols, heads = 4, 6, 6
@@ -120,9 +121,9 @@ plt.show()
 # %% [markdown]
 # ## 2. What a cut changes, and what it does not
 #
-# In the public code encoder and decoder run on each tile alone, and tiles meet in SPIM (`interaction="spim"` here). So there are
-# two questions. Does the *encoder* give the same features when a scene is cut? Does *SPIM*? We take a scene, cut it in 2 x 2, and
-# compare with the scene in one piece, in 64-bit numbers. The weights are random.
+# In the public code encoder and decoder run on each tile alone, and tiles meet in SPIM (`interaction="spim"` here). So
+# there are two questions. Does the *encoder* give the same features when a scene is cut? Does *SPIM*? We take a scene, cut
+# it in 2 x 2, and compare with the scene in one piece, in 64-bit numbers. The weights are random.
 
 
 # %%
@@ -170,24 +171,24 @@ plt.show()
 pd.DataFrame(table).T
 
 # %% [markdown]
-# The encoder alone goes wrong along the borders, where its convolutions see zeros in place of the neighbour. With halos it does
-# not. **SPIM never cares**: the second and the third panel are rounding. But look at the last one: SPIM takes what was wrong at the borders
-# *everywhere*, as each token attends to all.
+# The encoder alone goes wrong along the borders, where its convolutions see zeros in place of the neighbour. With halos it
+# does not. **SPIM never cares**: the second and the third panel are rounding. But look at the last one: SPIM takes what was
+# wrong at the borders *everywhere*, as each token attends to all.
 #
 # In this notebook we want to see SPIM and nothing else. So from here on the encoder and the decoder exchange halos
-# (`interaction="exact+spim"`): whatever then depends on the number of tiles comes from SPIM's heads. Exercise 2 goes back to the
-# published way.
+# (`interaction="exact+spim"`): whatever then depends on the number of tiles comes from SPIM's heads. Exercise 2 goes back
+# to the published way.
 #
 # ## 3. Train one
 #
-# *Twin scenes* are two scenes that differ in one patch of stripes, the **key**. All fields look alike; what is sown on them stands on
-# the key, and it is at least 128 px away from every field. We train on scenes of 256 x 256 px in 2 x 2 tiles of 128 px, all in this one
-# process. So **no tile holds a key and a field**: what a field is can only be known from another tile. *Pair accuracy* is the share of field
-# pixels whose crop is right; who guesses, or cannot know, has 0.5.
+# *Twin scenes* are two scenes that differ in one patch of stripes, the **key**. All fields look alike; what is sown on them
+# stands on the key, and it is at least 128 px away from every field. We train on scenes of 256 x 256 px in 2 x 2 tiles of
+# 128 px, all in this one process. So **no tile holds a key and a field**: what a field is can only be known from another
+# tile. *Pair accuracy* is the share of field pixels whose crop is right; who guesses, or cannot know, has 0.5.
 #
-# `heads="world"` does what the public code does: the number of heads is the number of workers, four here. On four tiles it is the same
-# function as `heads=4`, so one training serves both. We train each network from a start and on scenes of its own, and beside them one with `interaction="none"`,
-# for section 6.
+# `heads="world"` does what the public code does: the number of heads is the number of workers, four here. On four tiles it
+# is the same function as `heads=4`, so one training serves both. We train each network from a start and on scenes of its
+# own, and beside them one with `interaction="none"`, for section 6.
 
 
 # %%
@@ -244,8 +245,8 @@ for seed, model in enumerate(world):
 # %% [markdown]
 # ## 4. Other numbers of tiles
 #
-# Training used four workers. A colleague has one GPU, or 64. With halos and a global attention that should not matter, and large scenes should work, too.
-# Let us ask the network with `heads="world"` for a scene in 16 tiles:
+# Training used four workers. A colleague has one GPU, or 64. With halos and a global attention that should not matter, and
+# large scenes should work, too. Let us ask the network with `heads="world"` for a scene in 16 tiles:
 
 # %%
 try:
@@ -254,11 +255,13 @@ except UserError as error:
     print(error)
 
 # %% [markdown]
-# The library refuses. In the public code the number of heads is the number of workers, and as the shapes of the weights do not tell the number of heads,
-# the weights load on any number. To see what is computed then, we set the guard aside and give the layer as many heads as there are
-# tiles. Beside it stands the same network with its heads fixed: the *same weights*, loaded in `heads=4`.
+# The library refuses. In the public code the number of heads is the number of workers, and as the shapes of the weights do
+# not tell the number of heads, the weights load on any number. To see what is computed then, we set the guard aside and
+# give the layer as many heads as there are tiles. Beside it stands the same network with its heads fixed: the *same
+# weights*, loaded in `heads=4`.
 #
-# One pair of twins of each of two sizes: 256 px as in training, and larger ones, as REST is meant for: train on windows, label whole scenes on more workers.
+# One pair of twins of each of two sizes: 256 px as in training, and larger ones, as REST is meant for: train on windows,
+# label whole scenes on more workers.
 
 # %%
 grids = [Layout(1), Layout(2), Layout(2, 2), Layout(4, 2), Layout(4, 4), Layout(8, 4), Layout(8, 8)]
@@ -317,15 +320,16 @@ table = records.groupby(columns[:3]).agg(
 table.unstack().swaplevel(axis=1).sort_index(axis=1, level=0, sort_remaining=False).round(4)
 
 # %% [markdown]
-# With fixed heads nothing changes but rounding. With one head a worker, **the same weights are another function on another number of
-# workers**: the logits of a trained network change by far more than rounding. Whether that costs accuracy is another matter, and depends on how much is at stake. In scenes as
-# small as in training a field needs one bit, and has it from almost any number of heads. In a large scene the key is one
-# patch among sixteen times as many, and attention has to be *sharp* to find it.
+# With fixed heads nothing changes but rounding. With one head a worker, **the same weights are another function on another
+# number of workers**: the logits of a trained network change by far more than rounding. Whether that costs accuracy is
+# another matter, and depends on how much is at stake. In scenes as small as in training a field needs one bit, and has it
+# from almost any number of heads. In a large scene the key is one patch among sixteen times as many, and attention has to
+# be *sharp* to find it.
 #
 # ## 5. What does it look at?
 #
-# We take a pixel in a field and draw where it looks, head by head. `attention_of` computes the weights, which SPIM itself never
-# keeps. 1 is uniform attention; on a map of 256 tokens the most that one token can get is 256.
+# We take a pixel in a field and draw where it looks, head by head. `attention_of` computes the weights, which SPIM itself
+# never keeps. 1 is uniform attention; on a map of 256 tokens the most that one token can get is 256.
 
 # %%
 twins = twin_scenes(SCENE_PX, SCENE_PX, CONTEXT_PX, 3)
@@ -369,13 +373,15 @@ pd.DataFrame(shares, index=["attention on the key, %", "tile of the token that g
 )
 
 # %% [markdown]
-# Now you see what goes wrong when heads are counted anew. Cut a head of width $d$ into $m$ narrower ones. Each takes the softmax of its own part of $q \cdot k$, and
-# as it divides by $\sqrt{d / m}$ and not by $\sqrt d$, the parts' scores $s_1, \ldots, s_m$ belong to the score $s$ of the head that was trained by
+# Now you see what goes wrong when heads are counted anew. Cut a head of width $d$ into $m$ narrower ones. Each takes the
+# softmax of its own part of $q \cdot k$, divided by $\sqrt{d / m}$ where the head that was trained divides by $\sqrt d$.
+# So its score $s$ and the scores $s_1, \ldots, s_m$ of its parts are tied by
 #
 # $$s_1 + \ldots + s_m = \sqrt m \, s, \qquad \text{so that on average} \quad s_i = s / \sqrt m .$$
 #
-# A key that has to outweigh $N$ other tokens needs a score of about $\ln N$. Sixteen times as many heads: a quarter of the score. And with fewer heads, one that looks at the key is thrown together with one
-# that does something else. Here is how much of the attention of the fields, on the large scene, falls on the key.
+# A key that has to outweigh $N$ other tokens needs a score of about $\ln N$. Sixteen times as many heads: a quarter of the
+# score. And with fewer heads, one that looks at the key is thrown together with one that does something else. Here is how
+# much of the attention of the fields, on the large scene, falls on the key.
 
 # %%
 large = twin_scenes(large_px, large_px, CONTEXT_PX, 0)
@@ -414,9 +420,10 @@ plt.show()
 # %% [markdown]
 # ## 6. And without SPIM?
 #
-# `interaction="none"`: each tile alone, as in cropping. No tile of 128 px holds a key and a field, so the tiles with fields are the same in both
-# twins, pixel by pixel, and whatever is computed of them is the same, too: every field pixel is right in one twin and wrong in the other. **The pair accuracy is 0.5, for any weights.** It is a proof, and
-# a test of our code: not about 0.5, but 0.5, and the logits equal in every bit.
+# `interaction="none"`: each tile alone, as in cropping. No tile of 128 px holds a key and a field, so the tiles with fields
+# are the same in both twins, pixel by pixel, and whatever is computed of them is the same, too: every field pixel is right
+# in one twin and wrong in the other. **The pair accuracy is 0.5, for any weights.** It is a proof, and a test of our code:
+# not about 0.5, but 0.5, and the logits equal in every bit.
 
 # %%
 table = {}
@@ -436,26 +443,29 @@ pd.DataFrame(table).T
 # %% [markdown]
 # ## What you have seen
 #
-# - SPIM is an attention over all tiles, by an exchange of heads against tokens. The layer itself does not depend on the cut; an encoder that works
-#   on each tile alone does.
+# - SPIM is an attention over all tiles, by an exchange of heads against tokens. The layer itself does not depend on the
+#   cut; an encoder that works on each tile alone does.
 # - Through it a pixel finds what it needs in another tile. Without it, and with tiles too small, no training helps.
-# - The number of heads belongs to the function, as the weights do. Tie it to the number of workers, and the same weights answer differently on
-#   another number of them; fix it, and they do not.
+# - The number of heads belongs to the function, as the weights do. Tie it to the number of workers, and the same weights
+#   answer differently on another number of them; fix it, and they do not.
 #
 # ## Exercises
 #
-# 1. **Predict first.** Train on `Layout(4, 2)` with `heads="world"`. Sketch the curves of section 4 before you draw them. Where will they touch the
-#    line of the fixed heads?
-# 2. **The published way.** Train with `interaction="spim"` and repeat section 4. With fixed heads the logits now change too: the encoder sees other borders.
-#    Which part of the change is the encoder's, which the heads'? (Keep the tiles and change `heads` alone; then the other way round. Are tiles
-#    of 32 px a fair test?)
-# 3. **By hand.** One head, $d = 4$, $q \cdot k = 8$ for the key and 0 for the other $N$ tokens. Which share of attention does the key get for $N = 255$? And in two heads of width 2, if
-#    each has half of $q \cdot k$? For $N = 4095$? From which $m$ on is the key lost?
-# 4. **Another encoder.** Set `ENCODER = "test_efficientnet"`, `CHANNELS = 48`. The pair accuracy is as high. Why does the attention no longer look at the key, and why
-#    can even `interaction="exact"` tell the twins apart now? Print the encoder: which of its layers is global? Then try `interaction="spim"`, whose encoder sees a tile and no more.
-# 5. **Which key is mine?** Make twins with `keys=2` (say 192 x 352 px, `context_px=96`, in `Layout(2, 4)`). Half of the keys are vertical in both twins, and a field has to ask the nearest. SPIM has no positional
-#    encoding: show that it fails. Then give the network two more bands, `bands=5`, the sine and cosine of $\pi\,$column$\,/\,$width, and train
-#    300 steps with 8 heads. What do 1 and 32 heads do to *this* network?
+# 1. **Predict first.** Train on `Layout(4, 2)` with `heads="world"`. Sketch the curves of section 4 before you draw them.
+#    Where will they touch the line of the fixed heads?
+# 2. **The published way.** Train with `interaction="spim"` and repeat section 4. With fixed heads the logits now change
+#    too: the encoder sees other borders. Which part of the change is the encoder's, which the heads'? (Keep the tiles and
+#    change `heads` alone; then the other way round. Are tiles of 32 px a fair test?)
+# 3. **By hand.** One head of width $d = 4$, with $q \cdot k = 20$ for the key and 0 for the other $N$ tokens. Which share
+#    of the attention does the key get for $N = 255$? And in two heads of width 2, or in four of width 1, which share out
+#    $q \cdot k$ evenly? And all three for $N = 4095$? Compare with the two columns of the figure in section 4.
+# 4. **Another encoder.** Set `ENCODER = "test_efficientnet"`, `CHANNELS = 48`. The pair accuracy is as high. Why does the
+#    attention no longer look at the key, and why can even `interaction="exact"` tell the twins apart now? Print the
+#    encoder: which of its layers is global? Then try `interaction="spim"`, whose encoder sees a tile and no more.
+# 5. **Which key is mine?** Make twins with `keys=2` (say 192 x 352 px, `context_px=96`, in `Layout(2, 4)`). Half of the
+#    keys are vertical in both twins, and a field has to ask the nearest. SPIM has no positional encoding: show that it
+#    fails. Then give the network two more bands, `bands=5`, the sine and cosine of $\pi\,$column$\,/\,$width, and train 300
+#    steps with 8 heads. What do 1 and 32 heads do to *this* network?
 #
-# **Read next.** `rsseglab/rest/spim.py` (the layer and its exchange), `rsseglab/rest/model.py` (the four interactions), `rsseglab/scenes/twins.py`
-# (what is provable about them), and the notebook *How far does it scale?* for what heads cost.
+# **Read next.** `rsseglab/rest/spim.py` (the layer and its exchange), `rsseglab/rest/model.py` (the four interactions),
+# `rsseglab/scenes/twins.py` (what is provable about them), and the notebook *How far does it scale?* for what heads cost.

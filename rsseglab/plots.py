@@ -259,6 +259,7 @@ def attention_over_scene(
     """
     height, width = picture.shape[:2]
     rows, cols = np.nonzero(framed)
+    corner, size = (cols.min(), rows.min()), [float(np.ptp(places)) + 1 for places in (cols, rows)]
     figure, grid = plt.subplots(
         1, len(maps) + 1, figsize=(2.9 * (len(maps) + 1), 3.9), layout="constrained", sharex=True, sharey=True
     )
@@ -269,7 +270,6 @@ def attention_over_scene(
                 head * head.size, extent=(0, width, height, 0), cmap="cividis", norm=LogNorm(0.1, head.size, clip=True)
             )
         tile_borders(axes, layout, height, width)
-        corner, size = (cols.min(), rows.min()), (np.ptp(cols) + 1, np.ptp(rows) + 1)
         for color, line in ((_unit(OKABE_ITO[4]), 2.5), ("white", 0.8)):
             frame = axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=color, linewidth=line))
             frame.set_label(name if line > 1 else "_")
