@@ -11,6 +11,7 @@ fields, joined by ``/``::
 
 Splits list identifiers, or patterns with ``*`` for all that lie on disk (``"Train/*"``). A table inside
 ``[splits]`` is another protocol on the same data: ``[splits.crgnet] test = [...]`` is the split "crgnet/test".
+Where a data set is a single scene, ``[parts]`` cuts it in identifiers of its own, so that train and test lie apart.
 """
 
 import difflib
@@ -25,7 +26,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from rsseglab.errors import UserError
-from rsseglab.scenes.scene import LabelClass, Scene
+from rsseglab.scenes.scene import LabelClass, Scene, Window
 
 if TYPE_CHECKING:
     from rsseglab.scenes.readers import DataFolder
@@ -103,6 +104,19 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of a scene with an identifier of its own.
+
+    Attributes:
+        of: the scene's identifier.
+        window: where in it, in px.
+    """
+
+    of: str
+    window: Window
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A data set: its source, files, layout, classes, splits and traps.
 
@@ -118,6 +132,7 @@ class Manifest:
         ignore_values: numbers in the label file that are never trained on and never scored.
         label_encoding: "value" or "color", see `Scene`.
         splits: identifiers (or patterns with ``*``) by split.
+        parts: parts of scenes by identifier; those of different splits of a protocol share no pixel.
         traps: what to know before comparing numbers.
         overlaps: groups of identifiers that show the same ground and so must stay in one split.
         unlabelled: splits that are published without labels.
@@ -140,6 +155,7 @@ class Manifest:
     ignore_values: tuple[int, ...]
     label_encoding: str
     splits: Mapping[str, tuple[str, ...]]
+    parts: Mapping[str, Part]
     traps: tuple[str, ...]
     overlaps: tuple[tuple[str, ...], ...]
     unlabelled: tuple[str, ...]
@@ -178,6 +194,7 @@ class Manifest:
             ignore_values=table.take("ignore_values", _ints, ()),
             label_encoding=table.take("label_encoding", _encoding, "value"),
             splits=table.take("splits", _splits),
+            parts=table.take("parts", _parts, {}),
             traps=table.take("traps", _texts),
             overlaps=table.take("overlaps", _groups, ()),
             unlabelled=table.take("unlabelled", _texts, ()),
@@ -240,7 +257,7 @@ class Manifest:
         Raises:
             UserError: the data are not there, or damaged; or there is no such scene.
         """
-        return self._open(root).scene(identifier)
+        return self._scene(self._open(root), identifier)
 
     def scenes(self, split: str, root: str | Path | None = None) -> list[Scene]:
         """Open the scenes of a split, in the manifest's order.
@@ -254,7 +271,15 @@ class Manifest:
         """
         self.split(split)
         data = self._open(root)
-        return [data.scene(identifier) for identifier in self._on_disk(split, data)]
+        return [self._scene(data, identifier) for identifier in self._on_disk(split, data)]
+
+    def _scene(self, data: "DataFolder", identifier: str) -> Scene:
+        if identifier not in self.parts:
+            return data.scene(identifier)
+        from rsseglab.scenes.views import part_of  # needs scipy, which few data sets do
+
+        part = self.parts[identifier]
+        return part_of(data.scene(part.of), part.window, identifier)
 
     def _on_disk(self, split: str, data: "DataFolder") -> list[str]:
         """A split's identifiers, its patterns replaced by what lies on disk."""
@@ -451,6 +476,15 @@ def _splits(value: Any) -> dict[str, tuple[str, ...]]:
     return splits
 
 
+def _parts(value: Any) -> dict[str, Part]:
+    parts = {}
+    for key, entry in _dict(value).items():
+        if not isinstance(entry, dict) or entry.keys() != {"of", "window"} or len(_ints(entry["window"])) != 4:
+            raise ValueError('each part has to be { of = "SCENE", window = [row, column, height, width] } in px')
+        parts[key] = Part(_text(entry["of"]), Window(*_ints(entry["window"])))
+    return parts
+
+
 def _label_class(table: _Table) -> LabelClass:
     one = LabelClass(table.take("name", _text), table.take("value", _whole), table.take("color", _color))
     table.finish()
@@ -527,8 +561,21 @@ def _check(manifest: Manifest) -> None:
                 other = owner[protocol, one]
                 raise table.wrong(f"splits.{split}", f"{one} stands twice, here and in {other}")
             owner[protocol, one] = split
+    for (protocol, one), split in owner.items():
+        for (its, other), where in owner.items():
+            if its == protocol and where > split and _share_pixels(manifest.parts.get(one), manifest.parts.get(other)):
+                raise table.wrong("parts", f"{one} and {other} overlap but lie in {split} and {where}")
     for group in manifest.overlaps:
         for protocol in {key[0] for key in owner}:
             splits = sorted({owner[protocol, one] for one in group if (protocol, one) in owner})
             if len(splits) > 1:
                 raise table.wrong("splits", f"{', '.join(group)} overlap but lie in {' and '.join(splits)}")
+
+
+def _share_pixels(a: Part | None, b: Part | None) -> bool:
+    if a is None or b is None or a.of != b.of:
+        return False
+    v, w = a.window, b.window
+    rows = min(v.row + v.height, w.row + w.height) - max(v.row, w.row)
+    cols = min(v.col + v.width, w.col + w.width) - max(v.col, w.col)
+    return rows > 0 and cols > 0

@@ -1,4 +1,4 @@
-"""Views of a scene that are scenes themselves: a downsampled one, and one with a single class.
+"""Views of a scene that are scenes themselves: a downsampled one, a part of it, and one with a single class.
 
 A view has the interface of a `Scene` and reads through to the files of the scene that it was made of, window by
 window; nothing is copied to disk. A random crop of a view by 4 decodes 16 times its pixels each time, so a
@@ -130,6 +130,71 @@ def _block_sums(pixels: Array, factor: int) -> Array:
     blocks = pixels.reshape(*front, -(-height // factor), factor, -(-width // factor), factor)
     sums: Array = np.einsum("...iajb->...ij", blocks)
     return sums
+
+
+def part_of(scene: Scene, window: Window, name: str) -> Scene:
+    """A part of a scene: nothing outside its window can be read through it, neither image nor label.
+
+    Args:
+        scene: with or without a label.
+        window: inside the scene.
+        name: of the part.
+
+    Raises:
+        UserError: the window is empty or reaches past the scene.
+    """
+    bottom, right = window.row + window.height, window.col + window.width
+    if min(window.row, window.col) < 0 or min(window[2:]) < 1 or bottom > scene.height or right > scene.width:
+        raise UserError(
+            f"part {name} has rows {window.row} to {bottom} and columns {window.col} to {right}, but scene "
+            f"{scene.name} is {scene.width} x {scene.height} px (width x height); give a window inside it."
+        )
+    images = [_PartImage(source, scene, window) for source in scene._images]
+    label = _LabelView(scene, images[0], partial(_label_in_part, scene, window), scene.classes)
+    return Scene(
+        images,
+        label if scene.has_label else None,
+        scene.classes,
+        scene.ignore_values,
+        name=name,
+        bands=scene.bands,
+        gsd_m=scene.gsd_m,
+    )
+
+
+class _PartImage:
+    """A window of one source of a scene."""
+
+    def __init__(self, source: Source, scene: Scene, part: Window) -> None:
+        if hasattr(source, "path"):
+            self.path = source.path
+        self.source, self.part = source, part
+        self.height, self.width, self.count, self.dtype = part.height, part.width, source.count, source.dtype
+        self.crs = scene.crs
+        self.transform = _moved(scene.transform, part)
+
+    def read(self, window: Window) -> Array:
+        """Pixels of shape (count, height, width)."""
+        return self.source.read(_in_whole(window, self.part))
+
+    def read_valid(self, window: Window) -> NDArray[np.bool_]:
+        """Shape (height, width): False where the source holds no data."""
+        return self.source.read_valid(_in_whole(window, self.part))
+
+
+def _moved(transform: Affine, part: Window) -> Affine:
+    if transform == Affine.identity():  # no georeference stays none
+        return transform
+    a, b, c, d, e, f = transform[:6]
+    return Affine(a, b, c + a * part.col + b * part.row, d, e, f + d * part.col + e * part.row)
+
+
+def _in_whole(window: Window, part: Window) -> Window:
+    return Window(part.row + window.row, part.col + window.col, window.height, window.width)
+
+
+def _label_in_part(scene: Scene, part: Window, window: Window) -> Indices:
+    return scene.read_label(_in_whole(window, part))
 
 
 def single_class(scene: Scene, names: str | Sequence[str]) -> Scene:

@@ -167,6 +167,16 @@ def test_a_missing_key_is_named(tmp_path, key):
         ("bands = ", 'label_encoding = "rgb"\nbands = ', r"the key label_encoding is wrong"),
         ("bands = ", "gsd_m = 0\nbands = ", r"the key gsd_m is wrong \(it has to be a positive number"),
         ("[splits]", "[sizes]\na = [3]\n[splits]", r"the key sizes is wrong \(each size has to be"),
+        (
+            "[splits]",
+            "[parts]\na = { of = 'x', window = [0, 0, 3] }\n[splits]",
+            r"the key parts is wrong \(each part has",
+        ),
+        (
+            "[splits]",
+            "[parts]\nb = { of = 'x', window = [0, 0, 3, 9] }\nc = { of = 'x', window = [2, 8, 3, 9] }\n[splits]",
+            r"the key parts is wrong \(c and b overlap but lie in test and train",
+        ),
         ("[splits]", "recode = { x = 1 }\n[splits]", r"the key layout\.recode is wrong"),
         ('"{id}_image.tif"', '"../{id}.tif"', r"the key layout\.image is wrong"),
         ('"{id}_image.tif"', "[]", r"the key layout\.image is wrong \(it names no file"),

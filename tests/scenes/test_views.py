@@ -9,7 +9,7 @@ from rsseglab.errors import UserError
 from rsseglab.scenes import IGNORE_INDEX, ArraySource, LabelClass, Scene, Window
 from rsseglab.scenes.twins import CLASSES as TWIN_CLASSES
 from rsseglab.scenes.twins import DETAIL_PX, twin_scenes
-from rsseglab.scenes.views import decimated, in_memory, single_class, thumbnail
+from rsseglab.scenes.views import decimated, in_memory, part_of, single_class, thumbnail
 
 
 def gappy(height=37, width=50, seed=0):
@@ -122,6 +122,26 @@ def test_classes_that_are_not_there_are_refused():
         single_class(scene, ["water", "land", "road"])
     with pytest.raises(UserError, match="factor is 0"):
         decimated(scene, 0)
+
+
+def test_nothing_is_read_outside_a_part():
+    scene, window = gappy(), Window(5, 7, 20, 30)
+    part = part_of(scene, window, "part")
+    rows, cols = slice(5, 25), slice(7, 37)
+    assert np.array_equal(part.read(), scene.read()[:, rows, cols])
+    assert np.array_equal(part.read_valid(), scene.read_valid()[rows, cols])
+    assert np.array_equal(part.read_label(), scene.read_label()[rows, cols])
+    around = Window(-3, -4, 40, 50)
+    assert np.array_equal(part.read_valid(around), np.pad(part.read_valid(), ((3, 17), (4, 16))))
+    outside = np.pad(np.zeros((20, 30), bool), ((3, 17), (4, 16)), constant_values=True)
+    assert not part.read(around)[:, outside].any() and (part.read_label(around)[outside] == IGNORE_INDEX).all()
+    # Pixel (0, 0) of the part lies where pixel (5, 7) of the scene does; without a georeference there is none.
+    assert part.transform @ (0, 0) == scene.transform @ (7, 5) and part.name == "part" and part.gsd_m == 0.5
+    plain = Scene(ArraySource(np.ones((9, 9), np.uint8)))
+    assert part_of(plain, Window(2, 2, 5, 5), "b").transform == Affine.identity()
+    for wrong in (Window(-1, 0, 5, 5), Window(0, 0, 38, 5), Window(0, 0, 0, 5)):
+        with pytest.raises(UserError, match="give a window inside it"):
+            part_of(scene, wrong, "wrong")
 
 
 def test_what_is_kept_is_read_once(monkeypatch):
