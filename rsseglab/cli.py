@@ -84,6 +84,16 @@ def _add_data_options(parser: argparse.ArgumentParser, default: str | None) -> N
     )
 
 
+def _add_single_class(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--single-class",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="classes of --data that are one class, against all others as background",
+    )
+
+
 def _add_quickstart(commands: "_Commands") -> None:
     parser = _command(
         commands, "quickstart", "train a small U-Net, label whole scenes, compare two overlaps: minutes", _quickstart
@@ -129,6 +139,7 @@ def _data(args: argparse.Namespace) -> None:
 def _add_train(commands: "_Commands") -> None:
     parser = _command(commands, "train", "train a network on crops, large windows or whole scenes", _train)
     _add_data_options(parser, "synthetic")
+    _add_single_class(parser)
     parser.add_argument(
         "--out", type=Path, default=Path("runs/train"), metavar="FOLDER", help="for checkpoints, log and record"
     )
@@ -234,8 +245,9 @@ def _train(args: argparse.Namespace) -> None:
         "precision": args.precision,
     }
     config = TrainConfig(**settings | (published(args.preset) if args.preset else {}))
-    result = train_and_record(args.data, args.root, config, args.out, args.resume)
-    print(f"best checkpoint: {result.checkpoint} (validation mean IoU {result.val_mean_iou:.3f})")
+    result = train_and_record(args.data, args.root, config, args.out, args.resume, args.single_class)
+    over = " over background and the single class" if args.single_class else ""
+    print(f"best checkpoint: {result.checkpoint} (validation mean IoU{over} {result.val_mean_iou:.3f})")
 
 
 def _add_predict(commands: "_Commands") -> None:
@@ -243,6 +255,7 @@ def _add_predict(commands: "_Commands") -> None:
     parser.add_argument("scenes", nargs="*", type=Path, metavar="SCENE", help="rasters, or folders of rasters")
     _add_data_options(parser, None)
     parser.add_argument("--split", default="test", help="of --data")
+    _add_single_class(parser)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="best.ckpt of 'rsseglab train'")
     parser.add_argument(
         "--output", type=Path, default=Path("predictions"), metavar="PATH", help="a .tif for one scene, or a folder"
@@ -293,6 +306,7 @@ def _predict(args: argparse.Namespace) -> None:
     shares = [folder / "probabilities" / path.relative_to(folder) if args.probabilities else None for path in paths]
     for scene in scenes:
         trained.check_fits(scene)
+        _check_same_class(args, scene, trained.classes)
         _check_not_a_source(scene, [*paths, *(path for path in shares if path)])
     if args.whole:
         from rsseglab.inference.whole import predict_scenes_whole
@@ -300,13 +314,28 @@ def _predict(args: argparse.Namespace) -> None:
 
         grid = Grid.parse(args.spatial) if args.spatial else None
         for done in predict_scenes_whole(args.checkpoint, scenes, paths, grid, args.device):
-            score = f", mean IoU {done.confusion.mean_iou():.3f}" if done.confusion else ""
+            name, means = ("mean IoU", None) if not args.single_class else (f"IoU of {_one(scenes)}", [_one(scenes)])
+            score = f", {name} {done.confusion.mean_iou(means):.3f}" if done.confusion else ""
             print(f"{done.path}: {done.seconds:.1f} s, peak {done.peak_mib:.0f} MiB{score}")
         return
     print(f"{trained.decoder} on {trained.encoder}, windows of {cropping.window_px} px, on {device}")
     for scene, path, share in zip(scenes, paths, shares, strict=True):
         done = predict_scene(trained, scene, path, cropping, probabilities=share, device=device)
         print(f"{done.path}: {done.seconds:.1f} s, peak {done.peak_mib:.0f} MiB")
+
+
+def _one(scenes: "Sequence[Scene]") -> str:
+    """The name of the class that stands against the background."""
+    return scenes[0].classes[1].name
+
+
+def _check_same_class(args: argparse.Namespace, scene: "Scene", classes: "Sequence[LabelClass]") -> None:
+    known = [c.name for c in classes]
+    if args.single_class and [c.name for c in scene.classes] != known:
+        raise UserError(
+            f"the checkpoint labels {', '.join(known)}, not {_one([scene])} alone; give --single-class as in training, "
+            "or leave it out."
+        )
 
 
 def _check_not_a_source(scene: "Scene", paths: Sequence[Path]) -> None:
@@ -317,12 +346,15 @@ def _check_not_a_source(scene: "Scene", paths: Sequence[Path]) -> None:
 
 
 def _scenes_to_label(args: argparse.Namespace, bands: Sequence[str]) -> "list[Scene]":
+    from rsseglab.experiments.run import as_one_class
     from rsseglab.scenes.manifest import load_manifest
 
     if bool(args.data) == bool(args.scenes):
         raise UserError("say what to label: either rasters or folders, or --data NAME.")
     if args.data:
-        return load_manifest(args.data).scenes(args.split, args.root)
+        return as_one_class(load_manifest(args.data).scenes(args.split, args.root), args.single_class)
+    if args.single_class:
+        raise UserError("--single-class names classes of --data; files are labelled by the checkpoint's, leave it out.")
     files = [file for path in args.scenes for file in (_rasters(path) if path.is_dir() else [path])]
     names = [file.stem for file in files]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -366,6 +398,7 @@ def _add_evaluate(commands: "_Commands") -> None:
     parser.add_argument(
         "--classes", nargs="+", default=None, metavar="NAME", help="classes that enter the means; all if not given"
     )
+    _add_single_class(parser)
     parser.add_argument("--boundary", type=int, default=3, metavar="PX", help="tolerance of the boundary F1")
     parser.add_argument(
         "--seam", type=int, default=8, metavar="PX", help="how near to a window border a pixel counts as at the seam"
@@ -376,10 +409,13 @@ def _add_evaluate(commands: "_Commands") -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from rsseglab.experiments.run import evaluate_and_print
 
-    evaluate_and_print(args.predictions, _reference_scenes(args), args.classes, args.boundary, args.seam, args.json)
+    scenes = _reference_scenes(args)
+    classes = args.classes or ([_one(scenes)] if args.single_class else None)
+    evaluate_and_print(args.predictions, scenes, classes, args.boundary, args.seam, args.json)
 
 
 def _reference_scenes(args: argparse.Namespace) -> "list[Scene]":
+    from rsseglab.experiments.run import as_one_class
     from rsseglab.scenes.manifest import load_manifest
     from rsseglab.scenes.raster import read_tags
 
@@ -387,7 +423,10 @@ def _reference_scenes(args: argparse.Namespace) -> "list[Scene]":
         raise UserError("say what is true: either --data NAME, or --label RASTER for each prediction.")
     if args.data:
         manifest = load_manifest(args.data)
-        return [manifest.scene(read_tags(path).get("scene", path.stem), args.root) for path in args.predictions]
+        scenes = [manifest.scene(read_tags(path).get("scene", path.stem), args.root) for path in args.predictions]
+        return as_one_class(scenes, args.single_class)
+    if args.single_class:
+        raise UserError("--single-class names classes of --data; give that instead of --label.")
     if len(args.label) != len(args.predictions):
         raise UserError(f"{len(args.predictions)} predictions but {len(args.label)} labels; give one for each.")
     pairs = zip(args.predictions, args.label, strict=True)

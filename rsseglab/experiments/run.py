@@ -14,11 +14,19 @@ from rsseglab.evaluation import Evaluation, evaluate_scene, pool
 from rsseglab.scenes.manifest import load_manifest
 from rsseglab.scenes.raster import read_tags
 from rsseglab.scenes.scene import Scene
+from rsseglab.scenes.views import single_class
 from rsseglab.training.fit import TrainConfig, TrainResult, fit
 from rsseglab.training.records import RunRecord
 
 
-def train_and_record(data: str, root: Path | None, config: TrainConfig, out: Path, resume: bool = False) -> TrainResult:
+def train_and_record(
+    data: str,
+    root: Path | None,
+    config: TrainConfig,
+    out: Path,
+    resume: bool = False,
+    one_class: Sequence[str] = (),
+) -> TrainResult:
     """Train on a data set's split ``train``, select on ``val``, and write ``record.json`` beside the checkpoints.
 
     Args:
@@ -27,21 +35,33 @@ def train_and_record(data: str, root: Path | None, config: TrainConfig, out: Pat
         config: the run.
         out: folder for checkpoints, log and record.
         resume: go on from ``out/last.ckpt``.
+        one_class: names of classes; where given, these as one class against all others are learnt.
 
     Raises:
         UserError: data, settings or disk are wrong.
     """
     manifest = load_manifest(data)
     start = perf_counter()
-    result = fit(manifest.scenes("train", root), manifest.scenes("val", root), config, out, resume)
+    train, val = (as_one_class(manifest.scenes(split, root), one_class) for split in ("train", "val"))
+    result = fit(train, val, config, out, resume)
     RunRecord(
         command=["rsseglab", *sys.argv[1:]],
-        configuration={"data": manifest.name, "manifest_sha256": manifest.sha256, **asdict(config)},
+        configuration={
+            "data": manifest.name,
+            "manifest_sha256": manifest.sha256,
+            "single_class": list(one_class),
+            **asdict(config),
+        },
         metrics={"pooled": {"val_mean_iou": result.val_mean_iou, "parameters": result.parameters}, "scenes": {}},
         seeds=[config.seed],
         minutes=(perf_counter() - start) / 60,
     ).write(out / "record.json")
     return result
+
+
+def as_one_class(scenes: Sequence[Scene], names: Sequence[str]) -> list[Scene]:
+    """Scenes by `rsseglab.scenes.views.single_class` where names are given, else as they are."""
+    return [single_class(scene, names) for scene in scenes] if names else list(scenes)
 
 
 def evaluate_and_print(
@@ -108,7 +128,9 @@ def table(columns: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     rows: dict[str, list[str]] = {}
     for name in first["iou"]:
         rows[f"IoU {name}"] = [_share(m["iou"][name]) for m in columns.values()]
-    rows[f"mean IoU of {len(first['mean_over'])} classes"] = [_share(m["mean_iou"]) for m in columns.values()]
+    over = first["mean_over"]
+    title = f"mean IoU of {len(over)} classes" if len(over) > 1 else f"mean IoU of {over[0]} alone"
+    rows[title] = [_share(m["mean_iou"]) for m in columns.values()]
     rows["mean F1"] = [_share(m["mean_f1"]) for m in columns.values()]
     rows["overall accuracy"] = [_share(m["overall_accuracy"]) for m in columns.values()]
     rows[f"boundary F1 ({first['boundary_tolerance_px']} px)"] = [
