@@ -295,7 +295,10 @@ def _predict(args: argparse.Namespace) -> None:
     if args.spatial and not args.whole:
         raise UserError("--spatial cuts scenes that are labelled whole; add --whole, or leave it out.")
     trained = load_checkpoint(args.checkpoint)
-    cropping = Cropping(args.window or trained.crop_px, args.overlap, args.blend, args.placement, args.batch_size)
+    window_px = args.window or trained.crop_px
+    if window_px is None and not args.whole:
+        raise UserError(f"{args.checkpoint} was trained on whole scenes; label with --whole, or name a --window.")
+    cropping = Cropping(window_px or 512, args.overlap, args.blend, args.placement, args.batch_size)
     device = pick_device(args.device)
     scenes = _scenes_to_label(args, trained.bands)
     single = args.output.suffix.lower() in (".tif", ".tiff")

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -106,7 +106,7 @@ class REST(nn.Module):
         self.network: Any = create_network(
             encoder, decoder, bands, classes, weights, wavelengths_um=wavelengths_um, gsd_m=gsd_m
         )
-        levels = _levels(self.network.encoder, bands)
+        levels = _levels(cast(nn.Module, self.network.encoder), bands)
         self.alone = interaction in ("none", "spim")
         self.spims = nn.ModuleDict()
         if "spim" in interaction:
@@ -128,7 +128,7 @@ class REST(nn.Module):
         down, right = (-(-n // MULTIPLE_PX) * MULTIPLE_PX - n for n in (height, width))
         x = F.pad(image, (0, right, 0, down)) if down or right else image
         alone = self.alone and isinstance(x, SceneTensor)
-        x = apart(x, MULTIPLE_PX) if alone else x
+        x = apart(cast(SceneTensor, x), MULTIPLE_PX) if alone else x
         features = self._computed(self.network.encoder, x)
         maps, *prefix = features if isinstance(features, tuple) else (features,)
         maps = [self._interact(level, y) for level, y in enumerate(maps)]
@@ -148,7 +148,7 @@ class REST(nn.Module):
         """SPIM as a side branch: on what the decoder sees of a level."""
         if self.placement == "inline" or str(level) not in self.spims:
             return y
-        return self._computed(partial(_meet, self.spims[str(level)]), y)
+        return self._computed(partial(_meet, cast(SPIM, self.spims[str(level)])), y)
 
     def _put_inline(self, encoder: str, levels: int) -> None:
         """SPIM behind a stage of the encoder, so that the next stage sees the sum of both."""
@@ -160,7 +160,7 @@ class REST(nn.Module):
             )
         for level, spim in self.spims.items():
             stage = self.network.encoder.model[stages[int(level) - levels + len(stages)]]
-            stage.register_forward_hook(partial(_inline, spim))
+            stage.register_forward_hook(partial(_inline, cast(SPIM, spim)))
 
     def _computed(self, function: Any, *args: Any) -> Any:
         if not (self.checkpointing and torch.is_grad_enabled()):
@@ -208,7 +208,7 @@ def create_rest(
 def _meet(spim: SPIM, y: Tensor) -> Tensor:
     """SPIM over one scene, also where the map is a batch of tiles."""
     if isinstance(y, SceneTensor) and y.axes[0].dim == 0:
-        return apart(spim(together(y)))  # type: ignore[arg-type]
+        return apart(spim(together(y)))
     out: Tensor = spim(y)
     return out
 

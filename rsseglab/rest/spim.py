@@ -24,6 +24,7 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -126,7 +127,8 @@ class SPIM(nn.Module):
         if isinstance(q, SceneTensor) and self.exchange == "all_to_all":
             return self.out(_attend_over_tiles(q, kv, heads))
         k, v = kv.split(self.dim, dim=-1)
-        o = F.scaled_dot_product_attention(*(_split_heads(t, heads) for t in (q, k, v)))
+        q_, k_, v_ = (_split_heads(t, heads) for t in (q, k, v))
+        o = F.scaled_dot_product_attention(q_, k_, v_)
         return self.out(o.transpose(1, 2).reshape(q.shape))
 
     def heads_on(self, x: Tensor) -> int:
@@ -205,8 +207,8 @@ def _attend_over_tiles(q: SceneTensor, kv: SceneTensor, heads: int) -> SceneTens
             [(batch, own[worker], rows, width) for rows in (n_t, m_t, m_t)] for n_t, m_t in zip(n, m, strict=True)
         ]
         pieces = [_unpacked(flat, its) for flat, its in zip(flats, shapes, strict=True)]
-        mine = [torch.cat(tokens, dim=2) for tokens in zip(*pieces, strict=True)]
-        o = F.scaled_dot_product_attention(*mine) if own[worker] else mine[0]
+        all_q, all_k, all_v = (torch.cat(tokens, dim=2) for tokens in zip(*pieces, strict=True))
+        o = F.scaled_dot_product_attention(all_q, all_k, all_v) if own[worker] else all_q
         answers.append(list(o.split(n, dim=2)))
 
     # Home again: the tokens of my tile, of all heads.
@@ -219,7 +221,7 @@ def _attend_over_tiles(q: SceneTensor, kv: SceneTensor, heads: int) -> SceneTens
     return q.like(tiles)
 
 
-def _unpacked(flat: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
+def _unpacked(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
     """A block's tensors."""
     parts: Any = flat.split([prod(shape) for shape in shapes])
     return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]

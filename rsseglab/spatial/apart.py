@@ -9,6 +9,8 @@ still takes its statistics over all samples, as nn.SyncBatchNorm does.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch.nn.functional as F
 
 from rsseglab.spatial.cut import Axes, Axis, map_axes
@@ -32,7 +34,7 @@ def apart(x: SceneTensor, multiple_px: int = 1) -> SceneTensor:
     layout, (batch, channels, height, width) = x.layout, x.shape
     tall, wide = (-(-n // (p * multiple_px)) * multiple_px for n, p in ((height, layout.rows), (width, layout.cols)))
     if (height, width) != (tall * layout.rows, wide * layout.cols):
-        x = F.pad(x, (0, wide * layout.cols - width, 0, tall * layout.rows - height))
+        x = cast(SceneTensor, F.pad(x, (0, wide * layout.cols - width, 0, tall * layout.rows - height)))
     x = relaid(x, _equal(layout, tall, wide), "apart")
     shared = Axis(0, tuple(batch * tile for tile in range(layout.parts + 1)))
     return x.like(x.tiles, (batch * layout.parts, channels, tall, wide), (shared,))

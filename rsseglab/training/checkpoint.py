@@ -26,7 +26,7 @@ class TrainedNetwork:
         std: shape (bands), in the image's units.
         classes: class k of the logits is ``classes[k]``.
         ignore_values: numbers in the label files that are no class.
-        crop_px: side of the crops it was trained on.
+        crop_px: side of the crops it was trained on; None for whole scenes.
         gsd_m: ground sampling distance in metres, where known.
         encoder: its name.
         decoder: its name.
@@ -38,7 +38,7 @@ class TrainedNetwork:
     std: Tensor
     classes: tuple[LabelClass, ...]
     ignore_values: tuple[int, ...]
-    crop_px: int
+    crop_px: int | None
     gsd_m: float | None
     encoder: str
     decoder: str
@@ -75,7 +75,7 @@ class TrainedNetwork:
         return (image - mean[:, None, None]) / std[:, None, None]
 
 
-def describe(scene: Scene, mean: Tensor, std: Tensor, crop_px: int) -> dict[str, Any]:
+def describe(scene: Scene, mean: Tensor, std: Tensor, crop_px: int | None) -> dict[str, Any]:
     """What a checkpoint keeps beside the network, in plain types that ``weights_only`` loading admits."""
     return {
         "bands": list(scene.bands),

@@ -212,7 +212,9 @@ def _fit(
         augment=config.augment,
         seed=config.seed,
         num_workers=config.num_workers,
-        **({"part": ranks.part, "group": ranks.group, "groups": ranks.groups} if ranks else {}),
+        part=ranks.part if ranks else None,
+        group=ranks.group if ranks else 0,
+        groups=ranks.groups if ranks else 1,
     )
     task = SceneSegmentationTask(
         model=config.decoder,

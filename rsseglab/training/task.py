@@ -165,7 +165,7 @@ class SceneSegmentationTask(SemanticSegmentationTask):
     def _scene(self, batch: Any, key: str) -> Tensor:
         """A batch's images or labels; cut, where a layout says so."""
         if self.layout is None:
-            return batch[key]  # type: ignore[no-any-return]
+            return batch[key]
         if self.layout.mesh is None:
             return cut(batch[key], self.layout)
         height, width = batch["size"][0].tolist()
