@@ -12,7 +12,7 @@ import pandas as pd
 from rsseglab.errors import UserError
 from rsseglab.evaluation import Evaluation, evaluate_scene, pool
 from rsseglab.scenes.manifest import load_manifest
-from rsseglab.scenes.raster import read_tags
+from rsseglab.scenes.raster import read_legend, read_tags
 from rsseglab.scenes.scene import Scene
 from rsseglab.scenes.views import single_class
 from rsseglab.training.fit import TrainConfig, TrainResult, fit
@@ -83,11 +83,13 @@ def evaluate_and_print(
         out: a file for the run record.
 
     Raises:
-        UserError: a raster is missing or does not fit its scene.
+        UserError: a raster is missing or does not fit its scene, or its own legend names other classes.
     """
     if out and out.suffix != ".json":
         raise UserError(f"{out} is no name for a record; give one that ends in .json.")
     start = perf_counter()
+    for path, scene in zip(predictions, scenes, strict=True):
+        _check_legend(path, scene)
     scored = [
         evaluate_scene(
             path,
@@ -118,6 +120,17 @@ def evaluate_and_print(
             minutes=(perf_counter() - start) / 60,
         ).write(out)  # fmt: skip
     return scored
+
+
+def _check_legend(path: Path, scene: Scene) -> None:
+    """Numbers alone do not tell a map of water (0, 1) from one of seven classes (1 to 7)."""
+    legend = {value: name for value, (name, _) in read_legend(path)[0].items()}
+    if not legend.items() <= {c.value: c.name for c in scene.classes}.items():
+        raise UserError(
+            f"{path} shows {', '.join(legend.values())}, but scene {scene.name} is labelled as "
+            f"{', '.join(c.name for c in scene.classes)}; give --single-class as in training, or the data set that the "
+            "network was trained on."
+        )
 
 
 def table(columns: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
