@@ -138,7 +138,7 @@ class Preset:
 
 TWINS = Preset(
     "twins", "test_resnet", "fcn", window_px=384, crop_px=128, crop_sizes=(128,), tiles="3x3", batch=2, steps=300,
-    downsample=8, downsampled_px=32, global_px=48, strides=(16,), heads=4, lr=3e-3, augment=False,
+    downsample=8, downsampled_px=32, global_px=64, strides=(16,), heads=4, lr=3e-3, augment=False,
 )  # fmt: skip
 PRESETS = {
     "quick": Preset(
