@@ -21,6 +21,7 @@ from rsseglab.scenes.scene import IGNORE_INDEX, LabelClass, Scene, Window
 if TYPE_CHECKING:
     import pandas as pd
 
+    from rsseglab.evaluation import Placement
     from rsseglab.spatial import Layout
 
 #: Okabe and Ito's palette, told apart with any colour vision.
@@ -290,3 +291,86 @@ def attention_over_scene(
     handles = [*grid[0].get_legend_handles_labels()[0], Line2D([], [], color="black", label="border of a tile")]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
+
+
+def method_maps(scene: Scene, rows: Sequence[tuple[str, Path, "Placement | None"]], max_px: int = 1200) -> Figure:
+    """What several methods make of one scene, each above its errors; the scene and its label come first.
+
+    Args:
+        scene: with a label.
+        rows: title, prediction (a raster of the label file's values), and where its windows or tiles lie, whose
+            borders are drawn; None where there are none.
+        max_px: pixels are thinned to at most so many a side.
+    """
+    label = label_thumbnail(scene, max_px)
+    columns = min(4, 1 + len(rows))
+    pairs = -(-(1 + len(rows)) // columns)
+    height = 7.2 * pairs * scene.height / scene.width + 0.6 * pairs + 0.8
+    figure, grid = plt.subplots(2 * pairs, columns, figsize=(3.6 * columns, height), layout="constrained")
+    for axes in grid.flat:
+        axes.set_axis_off()
+    above, below = grid[::2].ravel(), grid[1::2].ravel()
+    draw(above[0], thumbnail(scene, max_px), scene.name)
+    draw(below[0], colorize(label, scene.classes), "label")
+    for (title, path, placement), axes, errors in zip(rows, above[1:], below[1:], strict=False):
+        predicted = prediction_thumbnail(path, scene, max_px)
+        share = np.mean((predicted != label)[label != IGNORE_INDEX])
+        draw(axes, colorize(predicted, scene.classes), title)
+        draw(errors, error_map(predicted, label), f"errors, {share:.0%} of the pixels")
+        if placement:
+            _window_borders(axes, placement, label.shape[0] / scene.height)
+            _window_borders(errors, placement, label.shape[0] / scene.height)
+    handles = [*class_legend(scene.classes), _patch("right", RIGHT_COLOR), _patch("wrong", WRONG_COLOR)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3 * columns, frameon=False, fontsize=10)
+    return figure
+
+
+def _window_borders(axes: Axes, placement: "Placement", scale: float) -> None:
+    """Lines where windows start inside the scene, white within black to be seen on any colour."""
+    for color, width in (("black", 2.4), ("white", 0.9)):
+        for row in placement.row_starts[1:]:
+            axes.axhline(row * scale - 0.5, color=color, linewidth=width)
+        for col in placement.col_starts[1:]:
+            axes.axvline(col * scale - 0.5, color=color, linewidth=width)
+
+
+def intervals(
+    axes: Axes,
+    table: "pd.DataFrame",
+    *,
+    reference: float | None = None,
+    detectable: bool = False,
+    color: tuple[int, int, int] = OKABE_ITO[0],
+) -> None:
+    """Numbers with their intervals, one a row, in percent: a forest plot.
+
+    Args:
+        axes: of its own.
+        table: value, low and high (shares) by name; with ``detectable`` also ``smallest detectable``.
+        reference: a share where a dashed line is drawn, such as no difference.
+        detectable: shade what is nearer to ``reference`` than the smallest detectable effect, row by row.
+        color: of the dots; hollow ones have the reference in their interval.
+    """
+    places = np.arange(len(table))[::-1]
+    values, low, high = (100 * table[column].to_numpy() for column in ("value", "low", "high"))
+    middle = 100 * (reference or 0.0)
+    if detectable:
+        width = 100 * table["smallest detectable"].to_numpy()
+        axes.barh(
+            places,
+            2 * width,
+            left=middle - width,
+            height=0.7,
+            color="0.9",
+            label="too small to be found four times out of five",
+        )
+    if reference is not None:
+        axes.axvline(middle, color="black", linestyle="--", linewidth=1)
+    axes.hlines(places, low, high, color=_unit(color), linewidth=1.8, label="95 % interval")
+    open_ = (low <= middle) & (middle <= high) & (reference is not None)
+    for place, value, hollow in zip(places, values, open_, strict=True):
+        axes.plot(value, place, "o", color=_unit(color), markerfacecolor="white" if hollow else _unit(color))
+    axes.set_yticks(places, [str(name) for name in table.index])
+    axes.set_ylim(-0.6, len(table) - 0.4)
+    axes.grid(axis="x", color="0.92")
+    axes.set_axisbelow(True)

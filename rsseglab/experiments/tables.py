@@ -7,7 +7,7 @@ overlaps, by the mean over seeds of its score on validation scenes.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,12 +15,14 @@ import pandas as pd
 from rsseglab.errors import UserError
 from rsseglab.evaluation import BlockCounts, mean_iou_difference, mean_iou_interval
 from rsseglab.evaluation.bootstrap import Estimate
-from rsseglab.experiments.claims import Number
+from rsseglab.experiments.claims import CLAIMS, Number, claim_matrix
+from rsseglab.scenes.manifest import load_manifest
 from rsseglab.training.records import RunRecord
 
 Records = dict[str, dict[int, RunRecord]]  # method -> seed -> record
 
 BEST_CROPS = "best crops"
+SPIM_WINDOWS = "rest-spim in windows"  # the network that labels whole scenes, in windows of its training size
 ORDER = (
     "crops-",
     "crops+spim",
@@ -38,6 +40,7 @@ DIFFERENCES = {
     "spim_minus_fusion_miou": ("rest-spim", "fusion"),
     "spim_minus_none_miou": ("rest-spim", "rest-none"),
     "spim_minus_control_miou": ("two-stage-spim", "two-stage-control"),
+    "spim_whole_minus_windows_miou": ("rest-spim", SPIM_WINDOWS),
     "exact_spim_minus_spim_miou": ("rest-exact+spim", "rest-spim"),
     "exact_minus_none_miou": ("rest-exact", "rest-none"),
     "exact_minus_best_crops_miou": ("rest-exact", BEST_CROPS),
@@ -74,6 +77,26 @@ def _place(path: Path) -> tuple[int, int, str]:
     number = method.rpartition("-")[2]
     first = [i for i, name in enumerate(ORDER) if method.startswith(name)]
     return first[-1] if first else len(ORDER), int(number) if number.isdigit() else 0, path.stem
+
+
+def read_comparisons(folder: Path) -> dict[str, Records]:
+    """Records of each comparison that has any, by the name of its subfolder."""
+    return {path.parent.name: read_records(path.parent) for path in sorted(folder.glob("*/*_seed*.json"))}
+
+
+def missing_runs(records: Records) -> dict[str, list[int]]:
+    """Methods of a comparison's own table, and the seeds of its own that have no record yet."""
+    from rsseglab.experiments.compare import Preset
+
+    preset = Preset(**preset_of_records(records))
+    gaps = {name: [s for s in preset.seeds if s not in records.get(name, {})] for name in preset.methods}
+    return {name: seeds for name, seeds in gaps.items() if seeds}
+
+
+def preset_of_records(records: Records) -> dict[str, Any]:
+    """The preset that all records of a comparison were run with."""
+    preset: dict[str, Any] = next(iter(next(iter(records.values())).values())).configuration["preset"]
+    return preset
 
 
 def best_crops(records: Records) -> tuple[str, str]:
@@ -139,7 +162,7 @@ def _mean(values: Sequence[float | None]) -> float:
 def _score(records: Records, method: str) -> Number:
     """Mean IoU, or on twin scenes pair accuracy, with its interval."""
     seeds = records[method]
-    if next(iter(seeds.values())).configuration["preset"]["data"] == "twins":
+    if preset_of_records(records)["data"] == "twins":
         return _pair_accuracy(seeds)
     return _number(mean_iou_interval(_runs(records, method, list(seeds))))
 
@@ -163,21 +186,18 @@ def _pair_accuracy(seeds: Mapping[int, RunRecord], draws: int = 2000) -> Number:
 
 def differences(records: Records) -> pd.DataFrame:
     """One row a difference of mean IoU, paired by seed and block, with the least that could have been detected."""
-    crops, crops_way = best_crops(records)
     rows = {}
-    for measure, (first, second) in DIFFERENCES.items():
-        ways = {BEST_CROPS: crops_way}
-        one, two = (crops if m == BEST_CROPS else m for m in (first, second))
-        if one not in records or two not in records:
+    for measure, names in DIFFERENCES.items():
+        first, second = (_side(records, name) for name in names)
+        if first is None or second is None:
             continue
-        seeds = sorted(records[one].keys() & records[two].keys())
+        seeds = sorted(records[first.method].keys() & records[second.method].keys())
         if not seeds:
             continue
-        runs = [_runs(records, m, seeds, ways.get(n)) for m, n in ((one, first), (two, second))]
-        estimate = mean_iou_difference(*runs)
+        estimate = mean_iou_difference(*(_runs(records, side.method, seeds, side.way) for side in (first, second)))
         rows[measure] = {
-            "first": _title(records, one),
-            "second": f"{_title(records, two)}, {crops_way}" if second == BEST_CROPS else _title(records, two),
+            "first": first.title,
+            "second": second.title,
             "difference": estimate.value,
             "low": estimate.low,
             "high": estimate.high,
@@ -188,21 +208,69 @@ def differences(records: Records) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+class Side(NamedTuple):
+    """What stands on one side of a difference."""
+
+    method: str
+    way: str
+    title: str
+
+
+def _side(records: Records, name: str) -> Side | None:
+    """What a name in `DIFFERENCES` stands for; None where that has no record."""
+    if name == BEST_CROPS:
+        if not any(method.startswith("crops-") for method in records):
+            return None
+        method, way = best_crops(records)
+        return Side(method, way, f"{_title(records, method)}, {way}")
+    method = "rest-spim" if name == SPIM_WINDOWS else name
+    if method not in records:
+        return None
+    if name != SPIM_WINDOWS:
+        return Side(method, _way(records[method]), _title(records, method))
+    first = next(iter(records[method].values()))
+    way = f"windows of {first.configuration['preset']['window_px']} px"
+    known = way in first.metrics["pooled"]["ways"]
+    return Side(method, way, f"{_title(records, method)}, {way}") if known else None
+
+
 def _title(records: Records, method: str) -> str:
     return str(next(iter(records[method].values())).metrics["pooled"]["title"])
 
 
 def claim_numbers(records: Records) -> dict[str, Number]:
-    """What a comparison has to say to `rsseglab.experiments.claims.claim_matrix`."""
-    if next(iter(next(iter(records.values())).values())).configuration["preset"]["data"] == "twins":
+    """What a comparison has to say to `rsseglab.experiments.claims.claim_matrix`.
+
+    Twin scenes whose key lies within a crop decide no claim: crops see it there.
+    """
+    preset = preset_of_records(records)
+    if preset["data"] == "twins":
+        if preset["context_px"] < preset["crop_px"]:
+            return {}
         found = {measure: _methods(records, name) for measure, name in PAIR_ACCURACIES.items()}
         return {measure: _pair_accuracy(seeds) for measure, seeds in found.items() if seeds}
     table = differences(records)
     numbers = {str(m): (row["difference"], row["low"], row["high"]) for m, row in table.iterrows()}
-    from rsseglab.experiments.claims import CLAIMS
-
     asked = {claim.measure for claim in CLAIMS}
     return {measure: number for measure, number in numbers.items() if measure in asked}
+
+
+def verdicts(comparisons: Mapping[str, Records]) -> pd.DataFrame:
+    """The claim matrix, a row for each claim and comparison that decides it, which stands in the column ``on``.
+
+    A comparison with runs missing is marked so: its verdicts may change.
+    """
+    decided = []
+    for name, records in comparisons.items():
+        matrix = claim_matrix(claim_numbers(records))
+        seeds = max(map(len, records.values()))
+        on = f"{name}, {seeds} seed{'s' * (seeds > 1)}{', incomplete' if missing_runs(records) else ''}"
+        decided.append(matrix[matrix["value"].notna()].assign(on=on))
+    rest = claim_matrix({}).assign(on="")
+    found = pd.concat([*decided, rest])
+    kept = found[(found["on"] != "") | ~found["claim"].isin([c for part in decided for c in part["claim"]])]
+    order = {claim.claim: i for i, claim in enumerate(CLAIMS)}
+    return kept.sort_values("claim", key=lambda claims: claims.map(order), kind="stable").reset_index(drop=True)
 
 
 def _methods(records: Records, name: str) -> Mapping[int, RunRecord] | None:
@@ -214,14 +282,15 @@ def window_curve(records: Records, dataset: str) -> pd.DataFrame:
     """Mean IoU against test window, for `rsseglab.plots.window_curves`: crops by their size, REST by its window."""
     rows: list[dict[str, Any]] = []
     for method, seeds in records.items():
+        if not method.startswith(("crops-", "rest-")):
+            continue
         first = next(iter(seeds.values()))
-        preset = first.configuration["preset"]
         for way in first.metrics["pooled"]["ways"]:
             if way.startswith("windows of "):
                 side = int(way.split()[2])
-            elif way == "whole" and method.startswith("rest-"):
-                side = 2 * preset["window_px"]
-            elif way == "overlap 0" and method.startswith("crops-"):
+            elif way == "whole":
+                side = _whole_px(first.configuration["preset"])
+            elif way == "overlap 0":
                 side = first.configuration["crop_px"]
             else:
                 continue
@@ -232,6 +301,12 @@ def window_curve(records: Records, dataset: str) -> pd.DataFrame:
                 | dict(zip(("value", "low", "high"), _number(estimate), strict=True))
             )
     return pd.DataFrame(rows)
+
+
+def _whole_px(preset: Mapping[str, Any]) -> int:
+    """The longest side of the test scenes, as the preset decimates them."""
+    manifest = load_manifest(preset["data"])
+    return max(-(-side // preset["decimate"]) for name in manifest.splits["test"] for side in manifest.sizes[name])
 
 
 def print_tables(folder: Path) -> None:
@@ -255,8 +330,7 @@ def print_tables(folder: Path) -> None:
 
 
 def _score_name(records: Records) -> str:
-    first = next(iter(next(iter(records.values())).values()))
-    return "pair accuracy" if first.configuration["preset"]["data"] == "twins" else "mean IoU over whole test scenes"
+    return "pair accuracy" if preset_of_records(records)["data"] == "twins" else "mean IoU over whole test scenes"
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,17 +1,22 @@
-"""The comparison end to end on two tiny runs, and its tables on made records."""
+"""The comparison end to end on two tiny runs, and its tables, page and figures on made records."""
 
 import json
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from rsseglab import plots
 from rsseglab.errors import UserError
 from rsseglab.evaluation import BlockCounts
-from rsseglab.experiments import tables
+from rsseglab.experiments import page, tables
 from rsseglab.experiments.compare import PRESETS, TWINS, Preset, compare, config_of, preset_of, scenes_of
 from rsseglab.training.records import RunRecord
 
 CLASSES = ("water", "land")
+BOOK = Path(__file__).parents[2] / "book"
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -74,7 +79,7 @@ def test_unknown_methods(tmp_path):
         tables.read_records(tmp_path)
 
 
-def made_record(folder, method, seed, right, val, preset="made"):
+def made_record(folder, method, seed, right, val, preset="made", way="overlap 0.5", also=(), context_px=0):
     """A method that labels ``right`` of 100 pixels of each of 12 blocks as they are."""
     rng = np.random.default_rng(seed)
     counts = np.zeros((12, 2, 3), np.int64)
@@ -82,24 +87,22 @@ def made_record(folder, method, seed, right, val, preset="made"):
         hits = rng.binomial(100, right)
         block[0, 0], block[0, 1], block[1, 1], block[1, 0] = hits, 100 - hits, hits, 100 - hits
     its = BlockCounts("s", CLASSES, 64, counts)
-    ways = {
-        "overlap 0.5": {
-            "mean_iou": its.confusion.mean_iou(),
-            "mean_boundary_f1": 0.5,
-            "seconds_per_mpx": 1.0,
-            "peak_mib": 10.0,
-        }
-    }
+    score = {
+        "mean_iou": its.confusion.mean_iou(), "mean_boundary_f1": 0.5, "seconds_per_mpx": 1.0, "peak_mib": 10.0,
+        "pair_accuracies": [right, right],
+    }  # fmt: skip
+    ways = dict.fromkeys((way, *also), score)
+    preset = asdict(Preset(preset, window_px=512, context_px=context_px))
     RunRecord(
         command=["compare"],
-        configuration={"preset": {"data": preset, "window_px": 512}, "compared": method, "crop_px": 256},
+        configuration={"preset": preset, "compared": method, "crop_px": 256},
         metrics={
             "pooled": {
-                "title": method, "ways": ways, "chosen": {"way": "overlap 0.5", "val_mean_iou": val},
+                "title": method, "ways": ways, "chosen": {"way": way, "val_mean_iou": val},
                 "training_seconds": 1.0, "training_peak_mib": 1.0, "parameters": 10, "gflops_per_mpx": 1.0,
                 "pixels_seen": 100,
             },
-            "scenes": {"overlap 0.5": {"scenes": {"s": its.to_json()}}},
+            "scenes": {name: {"scenes": {"s": its.to_json()}} for name in ways},
         },
         seeds=[seed],
         minutes=1.0,
@@ -129,3 +132,57 @@ def test_records_of_two_comparisons_do_not_mix(tmp_path):
         tables.read_records(tmp_path)
     content = json.loads((tmp_path / "crops-256_seed0.json").read_text())
     assert content["configuration"]["preset"]["data"] == "made"
+
+
+def test_what_is_missing_is_said(tmp_path):
+    folder = tmp_path / "some"
+    folder.mkdir()
+    made_record(folder, "crops-256", 1, 0.7, 0.5)
+    missing = tables.missing_runs(tables.read_records(folder))
+    assert missing["crops-256"] == [0, 2] and missing["rest-spim"] == [0, 1, 2]
+    said = page.page(tmp_path)
+    assert "crops-256 (seed 0, 2); crops-512 (seed 0, 1, 2)" in said and "## some" in said
+    assert "No comparison is recorded yet" in page.page(folder)  # it has no subfolder
+
+
+def test_the_page_says_what_the_tables_do(tmp_path):
+    folder = tmp_path / "made"
+    folder.mkdir()
+    for seed in range(3):
+        made_record(folder, "crops-256", seed, 0.7, 0.5)
+        made_record(folder, "rest-spim", seed, 0.9, 0.5, way="whole", also=("windows of 512 px",))
+    comparisons = tables.read_comparisons(tmp_path)
+    row = tables.differences(comparisons["made"]).loc["spim_minus_best_crops_miou"]
+    said = page.page(tmp_path)
+    cells = "| REST labels better than the best cropping. |"
+    line = next(line for line in said.splitlines() if line.startswith(cells))
+    assert "made, 3 seeds, incomplete" in line and line.endswith("| > 0 | supported |")
+    assert f"| {100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}] |" in said
+    # The same predictions, whole and in windows: no difference at all, which supports nothing.
+    matrix = tables.verdicts(comparisons).set_index("measure")
+    assert tuple(matrix.loc["spim_whole_minus_windows_miou", ["value", "verdict"]]) == (0, "not supported")
+    assert matrix.loc["memory_ratio", "verdict"] == "not measured yet" and matrix["claim"].is_unique
+
+
+def test_twins_whose_key_lies_within_a_crop_decide_nothing(tmp_path):
+    for context_px, decided in ((160, False), (300, True)):
+        folder = tmp_path / f"twins-{context_px}"
+        folder.mkdir()
+        made_record(folder, "crops-256", 0, 0.5, 0.5, preset="twins", context_px=context_px)
+        assert bool(tables.claim_numbers(tables.read_records(folder))) is decided
+    assert "Twin scenes of 512 px, the key 300 px from every field" in page.page(tmp_path)
+
+
+@pytest.mark.skipif(not (BOOK / "comparison.md").is_file(), reason="the book has no page of the comparison yet")
+def test_the_books_page_is_made_of_its_records():
+    assert (BOOK / "comparison.md").read_text() == page.page(BOOK / "records" / "compare")
+
+
+def test_intervals_that_hold_the_reference_are_hollow():
+    axes = plots.plt.figure().subplots()
+    table = pd.DataFrame({"value": [0.1, 0.2], "low": [-0.1, 0.1], "high": [0.3, 0.3]}, index=["open", "closed"])
+    plots.intervals(axes, table, reference=0)
+    dots = [line.get_markerfacecolor() for line in axes.lines if line.get_marker() == "o"]
+    assert dots[0] == "white" and dots[1] != "white"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["open", "closed"]
+    plots.plt.close("all")
