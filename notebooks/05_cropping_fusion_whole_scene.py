@@ -204,7 +204,8 @@ for name, found in scenes.items():
 curves = [tables.window_curve(found, f"{name} (ours)") for name, found in (scenes or {"live": live}).items()]
 figure = plots.window_curves(published_rest("window curve"), pd.concat(curves))
 for axes in figure.axes[4:]:
-    axes.margins(y=0.8)  # room for the legend
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, 2 * top - bottom)  # room for the legend
 plt.show()
 
 # %% [markdown]
