@@ -22,6 +22,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     parser = _parser()
     args, rest = parser.parse_known_args(arguments)
+    try:
+        if getattr(args, "preset", None):
+            _take_preset(args)
+            args, rest = parser.parse_known_args(arguments)
+    except UserError as error:
+        print(f"rsseglab: {error}", file=sys.stderr)
+        return 2
     if args.run is _scale:
         args.options = rest
     elif rest:
@@ -138,6 +145,7 @@ def _data(args: argparse.Namespace) -> None:
 
 def _add_train(commands: "_Commands") -> None:
     parser = _command(commands, "train", "train a network on crops, large windows or whole scenes", _train)
+    parser.set_defaults(parser=parser, warmup_steps=None)
     _add_data_options(parser, "synthetic")
     _add_single_class(parser)
     parser.add_argument(
@@ -195,7 +203,27 @@ def _add_rest_options(parser: argparse.ArgumentParser) -> None:
     rest.add_argument("--offload", action="store_true", help="keep activations in the computer's memory")
 
 
-def _rest_options(args: argparse.Namespace) -> dict[str, object]:
+#: What only REST has a use for, with its default.
+REST_ONLY = {
+    "heads": "8", "strides": [4, 8, 16, 32], "residual": "published", "pool": 1, "decode": "tile",
+    "checkpointing": False,
+}  # fmt: skip
+
+
+def _take_preset(args: argparse.Namespace) -> None:
+    """Make a preset's settings the defaults, so that options that are given win."""
+    from rsseglab.rest.preset import published
+
+    settings = published(args.preset)
+    settings["crop"] = settings.pop("crop_px")
+    args.parser.set_defaults(**settings)
+
+
+def _rest_options(args: argparse.Namespace) -> dict[str, object] | None:
+    if not args.interaction:
+        if idle := [name for name, default in REST_ONLY.items() if getattr(args, name) != default]:
+            raise UserError(f"--{idle[0]} is REST's; say how tiles meet with --interaction, or leave it out.")
+        return None
     return {
         "interaction": args.interaction,
         "heads": args.heads if args.heads == "world" else _number(args.heads, "--heads"),
@@ -215,7 +243,6 @@ def _number(text: str, option: str) -> int:
 
 def _train(args: argparse.Namespace) -> None:
     from rsseglab.experiments.run import train_and_record
-    from rsseglab.rest.preset import published
     from rsseglab.training.fit import TrainConfig
 
     settings = {
@@ -223,7 +250,7 @@ def _train(args: argparse.Namespace) -> None:
         "decoder": args.decoder,
         "weights": None if args.weights == "none" else args.weights,
         "method": "rest" if args.interaction else "stock",
-        "options": _rest_options(args) if args.interaction else None,
+        "options": _rest_options(args),
         "init": str(args.init) if args.init else None,
         "freeze_early": args.freeze_early,
         "spatial": args.spatial,
@@ -236,6 +263,7 @@ def _train(args: argparse.Namespace) -> None:
         "lr": args.lr,
         "weight_decay": args.weight_decay,
         "schedule": args.schedule,
+        "warmup_steps": args.warmup_steps,
         "loss": args.loss,
         "val_every": args.val_every,
         "val_window_px": args.val_window or None,
@@ -244,10 +272,11 @@ def _train(args: argparse.Namespace) -> None:
         "num_workers": args.workers,
         "precision": args.precision,
     }
-    config = TrainConfig(**settings | (published(args.preset) if args.preset else {}))
+    config = TrainConfig(**settings)
     result = train_and_record(args.data, args.root, config, args.out, args.resume, args.single_class)
     over = " over background and the single class" if args.single_class else ""
-    print(f"best checkpoint: {result.checkpoint} (validation mean IoU{over} {result.val_mean_iou:.3f})")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"best checkpoint: {result.checkpoint} (validation mean IoU{over} {result.val_mean_iou:.3f})")
 
 
 def _add_predict(commands: "_Commands") -> None:

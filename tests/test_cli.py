@@ -88,6 +88,30 @@ def test_train_predict_evaluate(data, run, tmp_path, capsys):
     assert "mean IoU of road alone" in capsys.readouterr().out
 
 
+def test_given_options_win_over_a_preset(data, tmp_path):
+    given = ["--steps", "2", "--crop", "64", "--batch-size", "1", "--val-window", "64", "--val-every", "2"]
+    out = ["--out", str(tmp_path / "r"), "--encoder", "test_resnet"]
+    assert main(["train", *options(data), *given, *out, "--preset", "rest-stage1"]) == 0
+    configuration = RunRecord.read(tmp_path / "r" / "record.json").configuration
+    assert (configuration["steps"], configuration["crop_px"], configuration["batch_size"]) == (2, 64, 1)
+    assert (configuration["lr"], configuration["schedule"], configuration["warmup_steps"]) == (6e-5, "linear", 1500)
+
+
+def test_what_would_do_nothing_is_refused(data, capsys):
+    assert "--checkpointing is REST's" in refused(capsys, "train", *options(data), "--checkpointing")
+    assert "unknown preset 'rest'" in refused(capsys, "train", *options(data), "--preset", "rest")
+
+
+def test_rest_from_the_command_line(data, tmp_path, capsys):
+    rest = ["--interaction", "exact+spim", "--strides", "16", "--spatial", "2x2", "--in-process"]
+    small = ["--encoder", "test_resnet", "--steps", "2", "--crop", "64", "--batch-size", "1", "--val-window", "64"]
+    assert main(["train", *options(data), *rest, *small, "--out", str(tmp_path / "r")]) == 0
+    checkpoint = ["--checkpoint", str(tmp_path / "r" / "best.ckpt")]
+    assert main(["predict", *options(data), *checkpoint, "--whole", "--output", str(tmp_path / "p")]) == 0
+    assert "mean IoU" in capsys.readouterr().out
+    assert len(list((tmp_path / "p").glob("*.tif"))) == 2
+
+
 def test_predict_files_and_folders(data, run, tmp_path):
     checkpoint = ["--checkpoint", str(run / "best.ckpt"), "--window", "64"]
     images = tmp_path / "images"

@@ -143,7 +143,7 @@ def _estimate(
         raise UserError("none of the classes to average is labelled or predicted in these scenes; choose others.")
     seed_weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds  # (draws, seeds)
     deviation = (seed_weights * value[1:]).sum(axis=1) - mean[1:]
-    drawn = mean[1:] + _stretch(seeds, confidence) * deviation
+    drawn = mean[1:] + stretch(seeds, confidence) * deviation
     low, high = np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(float(mean[0]), float(low), float(high), float(np.nanstd(drawn, ddof=1)), seeds, sum(blocks))
 
@@ -200,7 +200,7 @@ def _mean_iou(
     return np.where(number > 0, iou.sum(axis=-1) / np.maximum(number, 1), np.nan)
 
 
-def _stretch(seeds: int, confidence: float) -> float:
+def stretch(seeds: int, confidence: float = 0.95) -> float:
     """How much wider the mean of a few seeds spreads than their resamples do, see the module."""
     if seeds < 2:
         return 0.0  # no deviation either

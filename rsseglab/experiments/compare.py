@@ -45,7 +45,7 @@ from rsseglab.training.ranks import Grid
 from rsseglab.training.records import RunRecord
 
 OVERLAPS = (0.0, 0.5)
-BLOCK_PX = 64  # of the bootstrap, in px of the scenes that are compared on
+BLOCK_PX = 256  # side of the bootstrap's blocks, in px of the scenes as they are on disk
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ class Preset:
         heads: of SPIM.
         lr: highest learning rate.
         augment: whether windows are flipped, turned and varied.
-        context_px: of twin scenes: how far the key is.
+        context_px: of twin scenes: how far the key is at least. Most look-alike pixels are farther from it, so even
+            where this is less than a crop's side, crops can answer for those few alone that share one with the key.
         seeds: of training.
     """
 
@@ -122,7 +123,8 @@ class Preset:
         table |= {
             "crops+spim": Method("crops, SPIM inside the crop", "crops", "spim", self.crop_px),
             "downsampled": Method("whole scene, downsampled", "downsampled"),
-            "fusion": Method("global-local fusion", "fusion", crop_px=self.crop_px),
+            # On twin scenes no thumbnail that a network takes (a multiple of 32 px) erases the keys in px as 8 does.
+            **({} if self.context_px else {"fusion": Method("global-local fusion", "fusion", crop_px=self.crop_px)}),
             "rest-none": Method("REST: tiles alone", "scene", "none"),
             "rest-spim": Method("REST: tiles meet in SPIM", "scene", "spim"),
             "rest-exact": Method("REST: exact", "scene", "exact"),
@@ -138,15 +140,15 @@ class Preset:
 
 TWINS = Preset(
     "twins", "test_resnet", "fcn", window_px=384, crop_px=128, crop_sizes=(128,), tiles="3x3", batch=2, steps=300,
-    downsample=8, downsampled_px=32, global_px=64, strides=(16,), heads=4, lr=3e-3, augment=False,
+    downsample=8, downsampled_px=32, strides=(16,), heads=4, lr=3e-3, augment=False,
 )  # fmt: skip
 PRESETS = {
     "quick": Preset(
         "synthetic", decimate=4, window_px=192, crop_px=96, crop_sizes=(64, 96), steps=12, second_steps=4,
         downsample=2, downsampled_px=64, global_px=64, seeds=(0,),
     ),
-    "synthetic": Preset("synthetic", decimate=2, steps=150),
-    "dubai": Preset("dubai", decimate=4),
+    "synthetic": Preset("synthetic", decimate=1),
+    "dubai": Preset("dubai", decimate=2),
     # Windows of 2048 px over four GPUs, as many as fit at full resolution.
     "dubai-gpu": Preset(
         "dubai", "convnext_tiny", "upernet", window_px=2048, crop_px=512, crop_sizes=(256, 512, 1024), batch=1,
@@ -228,7 +230,9 @@ class Tiled(nn.Module):
         return logits
 
 
-def run_method(preset: Preset, name: str, seed: int, folder: Path, records: Path, root: Path | None = None) -> Path:
+def run_method(
+    preset: Preset, name: str, seed: int, folder: Path, records: Path, root: Path | None = None, jobs: int = 1
+) -> Path:
     """Train a method with a seed, label and score the test scenes, and write the run's record.
 
     Args:
@@ -238,6 +242,7 @@ def run_method(preset: Preset, name: str, seed: int, folder: Path, records: Path
         folder: for checkpoints and predictions.
         records: for the record, which is left alone where it is there.
         root: where the data set's files are.
+        jobs: how many runs there are side by side; seconds are comparable where there is one.
 
     Returns:
         The record's path.
@@ -256,7 +261,7 @@ def run_method(preset: Preset, name: str, seed: int, folder: Path, records: Path
     chosen = _chosen(preset, method, ways, split, here)
     RunRecord(
         command=["rsseglab", *sys.argv[1:]],
-        configuration={"preset": asdict(preset), "compared": name, **asdict(config)},
+        configuration={"preset": asdict(preset), "compared": name, "jobs": jobs, **asdict(config)},
         metrics={
             "pooled": {
                 "title": method.title,
@@ -266,8 +271,8 @@ def run_method(preset: Preset, name: str, seed: int, folder: Path, records: Path
                 "training_seconds": fitted.seconds,
                 "training_peak_mib": cost.peak_mib,
                 "parameters": fitted.parameters,
-                "gflops_per_mpx": _gflops(preset, method, trained),
-                "pixels_seen": config.steps * config.batch_size * (config.crop_px or 0) ** 2,
+                "gflops_per_mpx": _gflops(preset, method, trained, split.test[-1], chosen["way"]),
+                "pixels_seen": _pixels_seen(preset, method, config),
                 "checkpoint_sha256": hashlib.sha256(fitted.checkpoint.read_bytes()).hexdigest(),
             },
             "scenes": {way: {"scenes": scenes} for way, (_, scenes) in scored.items()},
@@ -276,6 +281,14 @@ def run_method(preset: Preset, name: str, seed: int, folder: Path, records: Path
         minutes=(perf_counter() - start) / 60,
     ).write(target)
     return target
+
+
+def _pixels_seen(preset: Preset, method: Method, config: TrainConfig) -> int:
+    """Of training, the first stage and fusion's thumbnails included."""
+    seen = config.steps * config.batch_size * (config.crop_px or 0) ** 2
+    first = preset.steps * preset.batch * preset.window_px**2 if method.stage == 2 else 0
+    small = config.steps * config.batch_size * preset.global_px**2 if method.kind == "fusion" else 0
+    return seen + first + small
 
 
 def _train(preset: Preset, method: Method, split: Split, config: TrainConfig, folder: Path) -> TrainResult:
@@ -304,7 +317,8 @@ def _ways(preset: Preset, method: Method, trained: TrainedNetwork) -> dict[str, 
     ways: dict[str, Any] = {"whole": lambda s, path: predict_whole(trained, s, path, layout, progress=False)}
     if preset.data != "twins":  # by test window, beside the published curves
         tiled = replace(trained, network=Tiled(trained.network, layout))
-        for side in (preset.crop_px, preset.window_px):
+        sides = [side for side in (preset.crop_px, preset.window_px) if side // max(grid.rows, grid.cols) >= 32]
+        for side in sides:
             c = Cropping(side, 0)
             ways[f"windows of {side} px"] = lambda s, p, c=c: predict_scene(tiled, s, p, c, progress=False)
     return ways
@@ -322,9 +336,10 @@ def _score(
         evaluations.append(evaluate_scene(path, scene, placement=_borders(preset, scene, path)))
         if preset.data == "twins":
             indices.append(index_reader(path, scene)(scene.window))
-        else:
-            counts[scene.name] = count_blocks(path, scene, block_px=BLOCK_PX).to_json()
+        counts[scene.name] = count_blocks(path, scene, block_px=max(32, BLOCK_PX // preset.decimate)).to_json()
     pooled: dict[str, Any] = pool(evaluations).metrics()
+    if folder.name.startswith("windows of"):  # the raster names the windows, and not the tiles that these are cut in
+        pooled = {key: value for key, value in pooled.items() if not key.startswith("seam")}
     if preset.data == "twins":
         truth = [scene.read_label() for scene in scenes]
         pooled["pair_accuracy"] = label_pair_accuracy(np.stack(indices), np.stack(truth))
@@ -346,9 +361,9 @@ def _borders(preset: Preset, scene: Scene, path: Path) -> Placement | None:
 
 
 def _chosen(preset: Preset, method: Method, ways: dict[str, Any], split: Split, folder: Path) -> dict[str, Any]:
-    """Of several ways the one that labels the validation scenes best; whole scenes have one way."""
+    """Of several ways the one that labels the validation scenes best, and all their scores; else the whole scene."""
     if method.kind in ("scene", "downsampled"):
-        return {"way": "whole", "val_mean_iou": None}
+        return {"way": "whole", "val_mean_iou": None, "scores": {}}
     scores = {}
     for way, label in ways.items():
         paths = [folder / "val" / way / f"{scene.name}.tif" for scene in split.val]
@@ -357,19 +372,32 @@ def _chosen(preset: Preset, method: Method, ways: dict[str, Any], split: Split, 
         pairs = zip(paths, split.val, strict=True)
         scores[way] = pool([evaluate_scene(path, scene) for path, scene in pairs]).confusion.mean_iou()
     best = max(scores, key=lambda way: scores[way])
-    return {"way": best, "val_mean_iou": scores[best]}
+    return {"way": best, "val_mean_iou": scores[best], "scores": scores}
 
 
-def _gflops(preset: Preset, method: Method, trained: TrainedNetwork) -> float | None:
-    """Of the forward pass, per million pixels that are labelled without overlap."""
-    if method.kind == "fusion":
-        return None
-    side = method.crop_px or preset.window_px
-    image = torch.zeros(1, len(trained.bands), side, side)
+def _gflops(preset: Preset, method: Method, trained: TrainedNetwork, scene: Scene, way: str) -> float:
+    """Of labelling a scene that way, per million of its pixels: overlapping windows count as often as they are."""
+    network, bands = trained.network.eval(), len(trained.bands)
+    height, width = (-(-n // 32) * 32 for n in (scene.height, scene.width))
+    windows = 1
     with torch.no_grad(), flop_counter() as counter:
-        trained.network.eval()(image)
-    area = side**2 * (preset.downsample**2 if method.kind == "downsampled" else 1)
-    return float(counter.get_total_flops()) / 1e9 / (area / 1e6)
+        if method.kind == "scene":
+            grid = Grid.parse(preset.tiles)
+            Tiled(network, Layout(grid.rows, grid.cols))(torch.zeros(1, bands, height, width))
+        elif method.kind == "downsampled":
+            small = (-(-n // (32 * preset.downsample)) * 32 for n in (scene.height, scene.width))
+            network(torch.zeros(1, bands, *small))
+        else:
+            side = method.crop_px or preset.crop_px
+            cropping = Cropping(side, float(way.split()[1]))
+            windows = len(cropping.starts(scene.height)) * len(cropping.starts(scene.width))
+            crop = torch.zeros(1, bands, side, side)
+            if method.kind == "fusion":
+                small_scene = torch.zeros(1, bands, preset.global_px, preset.global_px)
+                network(crop, small_scene, torch.tensor([[0.0, 0.0, 0.5, 0.5]]))
+            else:
+                network(crop)
+    return float(counter.get_total_flops()) * windows / 1e9 / (scene.height * scene.width / 1e6)
 
 
 def preset_of(data: str, quick: bool = False, gpu: bool = False) -> Preset:
@@ -434,11 +462,11 @@ def _run_all(
     todo = [(n, s) for n, s in runs if not (records / f"{n}_seed{s}.json").is_file()]
     if jobs == 1:
         for name, seed in todo:
-            _say(run_method(preset, name, seed, out, records, root))
+            _say(run_method(preset, name, seed, out, records, root, jobs))
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool_:
-        waiting = [pool_.submit(run_method, preset, name, seed, out, records, root) for name, seed in todo]
+        waiting = [pool_.submit(run_method, preset, name, seed, out, records, root, jobs) for name, seed in todo]
         for future in waiting:
             _say(future.result())
 

@@ -1,5 +1,6 @@
 """Train or evaluate by the names of data sets, and leave a run record."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -44,6 +45,8 @@ def train_and_record(
     start = perf_counter()
     train, val = (as_one_class(manifest.scenes(split, root), one_class) for split in ("train", "val"))
     result = fit(train, val, config, out, resume)
+    if os.environ.get("RANK", "0") != "0":  # one of torchrun's ranks: the first one writes
+        return result
     RunRecord(
         command=["rsseglab", *sys.argv[1:]],
         configuration={

@@ -14,7 +14,7 @@ import pandas as pd
 
 from rsseglab.errors import UserError
 from rsseglab.evaluation import BlockCounts, mean_iou_difference, mean_iou_interval
-from rsseglab.evaluation.bootstrap import Estimate
+from rsseglab.evaluation.bootstrap import Estimate, stretch
 from rsseglab.experiments.claims import CLAIMS, Number, claim_matrix
 from rsseglab.scenes.manifest import load_manifest
 from rsseglab.training.records import RunRecord
@@ -100,23 +100,28 @@ def preset_of_records(records: Records) -> dict[str, Any]:
 
 
 def best_crops(records: Records) -> tuple[str, str]:
-    """Method and way of the cropped baseline that is best on validation, by the mean over seeds."""
+    """Crop size and overlap of the cropped baseline: the best on validation, by the mean over seeds."""
     scores = {
-        method: np.mean([r.metrics["pooled"]["chosen"]["val_mean_iou"] for r in seeds.values()])
+        (method, way): score
         for method, seeds in records.items()
         if method.startswith("crops-")
+        for way, score in _val_scores(seeds).items()
     }
     if not scores:
         raise UserError("there is no record of cropping to compare with; run the methods crops-... too.")
-    method = max(scores, key=lambda name: scores[name])
-    return method, _way(records[method])
+    return max(scores, key=lambda pair: scores[pair])
+
+
+def _val_scores(seeds: Mapping[int, RunRecord]) -> dict[str, float]:
+    """Mean IoU of each way on the validation scenes, the mean over seeds; empty where there is one way."""
+    chosen = [r.metrics["pooled"]["chosen"]["scores"] for r in seeds.values()]
+    return {way: float(np.mean([scores[way] for scores in chosen])) for way in chosen[0]}
 
 
 def _way(seeds: Mapping[int, RunRecord]) -> str:
-    """The way that most seeds have chosen on validation, the first of the record's where several are."""
-    chosen = [r.metrics["pooled"]["chosen"]["way"] for r in seeds.values()]
-    ways = list(next(iter(seeds.values())).metrics["pooled"]["ways"])
-    return max(ways, key=lambda way: (chosen.count(way), -ways.index(way)))
+    """The way that is best on validation, or the only one."""
+    scores = _val_scores(seeds)
+    return max(scores, key=lambda way: scores[way]) if scores else "whole"
 
 
 def _runs(records: Records, method: str, seeds: Sequence[int], way: str | None = None) -> list[list[BlockCounts]]:
@@ -172,15 +177,16 @@ def _number(estimate: Estimate) -> Number:
 
 
 def _pair_accuracy(seeds: Mapping[int, RunRecord], draws: int = 2000) -> Number:
-    """Mean over seeds and pairs of scenes, and an interval over both, drawn with replacement."""
+    """Mean over seeds and pairs of scenes, and an interval over both, drawn as by `rsseglab.evaluation.bootstrap`."""
     way = _way(seeds)
     values = np.array([r.metrics["pooled"]["ways"][way]["pair_accuracies"] for r in seeds.values()])  # (seeds, pairs)
-    rng = np.random.default_rng(0)
-    count, pairs = values.shape
-    means = [
-        values[np.ix_(rng.integers(count, size=count), rng.integers(pairs, size=pairs))].mean() for _ in range(draws)
-    ]
-    low, high = np.quantile(means, [0.025, 0.975])
+    rng, (count, pairs) = np.random.default_rng(0), values.shape
+    weights = rng.multinomial(max(pairs - 1, 1), np.full(pairs, 1 / pairs), size=draws) / max(pairs - 1, 1)
+    by_seed = weights @ values.T  # (draws, seeds)
+    mean = by_seed.mean(axis=1)
+    seed_weights = rng.multinomial(count, np.full(count, 1 / count), size=draws) / count
+    drawn = mean + stretch(count) * ((seed_weights * by_seed).sum(axis=1) - mean)
+    low, high = np.quantile(drawn, [0.025, 0.975])
     return float(values.mean()), float(low), float(high)
 
 

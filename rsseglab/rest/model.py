@@ -53,11 +53,13 @@ class REST(nn.Module):
         bands: number of input bands.
         weights: of the encoder, see `rsseglab.encoders`.
         heads: of SPIM; ``"world"`` for as many as there are tiles, see `SPIM`.
-        strides: the levels that get a SPIM, by their stride in px; all four as published. Leaving out 4 saves 87 % of
-            the attention's cost for 0.07 mIoU (communication ablation, third party).
+        strides: the levels that get a SPIM, by their stride in px; all four as published. Stride 4 has 87 % of the
+            attention (`rsseglab.rest.cost`); without exchange there, mIoU was 0.07 lower (ablation, third party).
         residual: of SPIM, "published" or "plain".
         pool: SPIM's pooling of keys and values by stride, such as ``{4: 4}``; none when not given.
-        placement: "side" or "inline"; inline for ConvNeXt, else side, when not given.
+        exchange: of SPIM, "all_to_all" or "ring".
+        placement: "side" or "inline"; inline for ConvNeXt, else side, when not given. Inline SPIMs drop a sample's FFN
+            with a probability of 0.3 in training, as published.
         decode: "tile" (published) or "exact": under ``spim``, whether the decoder too works on each tile alone.
         checkpointing: whether encoder, SPIM and decoder are computed again in the backward pass instead of kept.
         wavelengths_um: of the bands, see `rsseglab.decoders.create_network`.
@@ -85,6 +87,7 @@ class REST(nn.Module):
         strides: Sequence[int] = STRIDES,
         residual: str = "published",
         pool: Mapping[int, int] | None = None,
+        exchange: str = "all_to_all",
         placement: str | None = None,
         decode: str = "tile",
         checkpointing: bool = False,
@@ -109,11 +112,14 @@ class REST(nn.Module):
         levels = _levels(cast(nn.Module, self.network.encoder), bands)
         self.alone = interaction in ("none", "spim")
         self.spims = nn.ModuleDict()
+        drop_path = 0.3 if placement == "inline" else 0.0
         if "spim" in interaction:
             for level, (stride, channels) in enumerate(levels):
                 if stride in strides and channels:
                     pooled = int((pool or {}).get(stride, 1))
-                    self.spims[str(level)] = SPIM(channels, heads, residual=residual, pool=pooled)
+                    self.spims[str(level)] = SPIM(
+                        channels, heads, residual=residual, pool=pooled, exchange=exchange, drop_path=drop_path
+                    )
             if not self.spims:
                 raise UserError(
                     f"encoder '{encoder}' has no map of strides {tuple(strides)}; give others, of {STRIDES}."
@@ -171,10 +177,15 @@ class REST(nn.Module):
     def load_baseline(self, network: nn.Module) -> None:
         """Take encoder and decoder of a network trained without SPIM, the first of the two stages.
 
+        Of a REST that has SPIMs as this one has, these are taken too.
+
         Raises:
             UserError: it is another encoder or decoder.
         """
-        load_weights_of(self.network, network.network if isinstance(network, REST) else network)
+        if isinstance(network, REST) and network.spims and self.spims:
+            load_weights_of(self, network)
+        else:
+            load_weights_of(self.network, network.network if isinstance(network, REST) else network)
 
     def freeze_early_stages(self) -> None:
         """Freeze all of the encoder but what only its deepest map is made of: the second of the two stages.

@@ -53,8 +53,9 @@ class SPIM(nn.Module):
             makes the answer depend on their number.
         mlp_ratio: hidden width of the FFN, in C.
         residual: "published" (x + z, twice the identity where both branches are 0) or "plain" (z).
-        pool: keys and values are of the normalised map averaged over so many px a side; 1 for all of them. At stride 4
-            all of them are 87 % of the attention's cost for 0.07 mIoU (communication ablation, third party).
+        pool: keys and values are of the normalised map averaged over so many px a side; 1 for all of them. Stride 4 has
+            87 % of the four levels' attention (`rsseglab.rest.cost`); without exchange there, mIoU was 0.07 lower
+            (communication ablation, third party).
         exchange: "all_to_all" (heads against tokens), or "ring" (queries stay, keys and values pass from rank to rank,
             where they are many; else they are gathered).
         drop_path: probability of dropping a sample's FFN in training; 0.3 in the published ConvNeXt.
@@ -86,7 +87,8 @@ class SPIM(nn.Module):
             )
         if pool < 1:
             raise UserError(f"SPIM cannot pool over {pool} px; give 1 for no pooling, or more.")
-        self.dim, self.heads, self.residual, self.pool, self.exchange = dim, heads, residual, pool, exchange
+        self.dim, self.residual, self.pool, self.exchange = dim, residual, pool, exchange
+        self.heads = heads if heads == "world" else int(heads)
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         hidden = round(mlp_ratio * dim)
@@ -95,7 +97,7 @@ class SPIM(nn.Module):
         nn.init.xavier_uniform_(self.qkv.weight)
         nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.out.bias)
-        self._trained_heads = 0 if heads == "world" else self._checked(int(heads))
+        self._trained_heads = 0 if heads == "world" else self._checked(int(self.heads))
 
     def _checked(self, heads: int) -> int:
         if heads < 1 or self.dim % heads:
@@ -140,7 +142,7 @@ class SPIM(nn.Module):
         if self.heads != "world":
             return int(self.heads)
         heads = self._checked(x.layout.parts if isinstance(x, SceneTensor) else 1)
-        if not self.training and self._trained_heads not in (0, heads):
+        if self._trained_heads not in (0, heads):
             raise UserError(
                 f'this SPIM was trained on {self._trained_heads} tiles with heads="world", and on {heads} it is '
                 f"another function; cut the scene in {self._trained_heads}, or set heads={self._trained_heads}."

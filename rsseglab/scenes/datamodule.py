@@ -16,10 +16,12 @@ Sample = dict[str, Tensor]
 #: Which part of a window of so many rows and columns this process reads: a rank's tile.
 Part = Callable[[int, int], Window]
 AS_IT_IS = Augmentation()
-STATISTICS_PX = 256
+STATISTICS_PX = 64  # of the crops that statistics are taken of
 
 
-def read_sample(scene: Scene, window: Window, fill: Tensor | None = None) -> Sample:
+def read_sample(
+    scene: Scene, window: Window, fill: Tensor | None = None, shade: Callable[[Tensor], Tensor] | None = None
+) -> Sample:
     """Read one window as torchgeo's sample dict.
 
     Args:
@@ -27,11 +29,13 @@ def read_sample(scene: Scene, window: Window, fill: Tensor | None = None) -> Sam
         window: may reach past the scene.
         fill: shape (bands), the value of pixels without data (the mean, so that they become 0 when
             normalised); 0 when not given.
+        shade: what else is done to the image's pixels, but to those without data.
 
     Returns:
         ``image``, float32 (bands, height, width); ``mask``, int64 (height, width).
     """
     image = torch.from_numpy(scene.read(window).astype(np.float32))
+    image = shade(image) if shade else image
     valid = torch.from_numpy(scene.read_valid(window))
     if fill is not None and not valid.all():
         image = torch.where(valid, image, fill[:, None, None].to(image.dtype))
@@ -94,11 +98,7 @@ class CropDataset(Dataset[Sample]):
         return 2**62  # as many as asked for; the sampler says which
 
     def __getitem__(self, index: int) -> Sample:
-        augmentation = self.augmentation(index)
-        sample = read_part(*self.window(index), self.fill, self.part, augmentation)
-        if self.statistics is not None:
-            sample["image"] = augmentation.shade(sample["image"], *self.statistics)
-        return sample
+        return read_part(*self.window(index), self.fill, self.part, self.augmentation(index), self.statistics)
 
 
 class WindowDataset(Dataset[Sample]):
@@ -129,9 +129,14 @@ class WindowDataset(Dataset[Sample]):
 
 
 def read_part(
-    scene: Scene, window: Window, fill: Tensor | None, part: Part | None, augmentation: Augmentation = AS_IT_IS
+    scene: Scene,
+    window: Window,
+    fill: Tensor | None,
+    part: Part | None,
+    augmentation: Augmentation = AS_IT_IS,
+    statistics: tuple[Tensor, Tensor] | None = None,
 ) -> Sample:
-    """Read what this process needs of a flipped and turned window, and no other pixel.
+    """Read what this process needs of an augmented window, and no other pixel.
 
     Returns:
         As `read_sample`; where ``part`` is given with ``size``, rows and columns of the whole window, int64 (2).
@@ -140,7 +145,8 @@ def read_part(
     height, width = (window.width, window.height) if turned else (window.height, window.width)
     wanted = part(height, width) if part else Window(0, 0, height, width)
     row, col, rows, cols = augmentation.source(wanted, window.height, window.width)
-    sample = read_sample(scene, Window(window.row + row, window.col + col, rows, cols), fill)
+    shade = (lambda image: augmentation.shade(image, *statistics)) if statistics else None
+    sample = read_sample(scene, Window(window.row + row, window.col + col, rows, cols), fill, shade)
     sample = {key: augmentation.move(pixels) for key, pixels in sample.items()}
     return {**sample, "size": torch.tensor([height, width])} if part else sample
 
@@ -268,7 +274,7 @@ class SceneDataModule(NonGeoDataModule):
             raise UserError(f"whole scenes have sizes of their own, so {batch_size} make no batch; give a batch of 1.")
         CropDataset(train, crop_px)  # says which scene is too small
         # Small crops will do, and the same for every crop size: what trains on other crops sees the same numbers.
-        sample_px = min(crop_px or STATISTICS_PX, STATISTICS_PX, *(min(s.height, s.width) for s in train))
+        sample_px = min(STATISTICS_PX, *(min(scene.height, scene.width) for scene in train))
         mean, std = band_statistics(CropDataset(train, sample_px, seed))
         self.mean, self.std = mean.float(), std.float()
 

@@ -26,13 +26,21 @@ def apart(x: SceneTensor, multiple_px: int = 1) -> SceneTensor:
         x: a cut map; where rows or columns do not divide, zeros are added below and to the right.
         multiple_px: rows and columns of a tile become multiples of it.
 
+    Where nothing has to move, the tiles are those of ``x``, and what is written to one is written to both.
+
     Raises:
-        SpatialError: if ``x`` is not a map.
+        SpatialError: if ``x`` is not a map, or is so small that a tile would hold zeros alone.
     """
     if x.dim() != 4:
         raise SpatialError(f"apart: {list(x.shape)} is not a map (B, C, H, W); unsqueeze the batch.")
     layout, (batch, channels, height, width) = x.layout, x.shape
     tall, wide = (-(-n // (p * multiple_px)) * multiple_px for n, p in ((height, layout.rows), (width, layout.cols)))
+    for what, n, size, parts in (("rows", height, tall, layout.rows), ("columns", width, wide, layout.cols)):
+        if size * (parts - 1) >= n:
+            raise SpatialError(
+                f"apart: {n} {what} in {parts} tiles of {size} leave one that holds nothing of the scene; "
+                f"use at most {-(-n // size)} bands of {what}."
+            )
     if (height, width) != (tall * layout.rows, wide * layout.cols):
         x = cast(SceneTensor, F.pad(x, (0, wide * layout.cols - width, 0, tall * layout.rows - height)))
     x = relaid(x, _equal(layout, tall, wide), "apart")

@@ -1,5 +1,6 @@
 """Train on crops, large windows or whole scenes, over any number of ranks, and keep the best by validation."""
 
+import hashlib
 import logging
 import math
 import os
@@ -21,7 +22,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerStatus
 from tqdm.auto import tqdm
 
-from rsseglab.encoders import band_wavelengths
+from rsseglab.encoders import band_wavelengths, local_weights
 from rsseglab.errors import UserError
 from rsseglab.scenes.datamodule import SceneDataModule
 from rsseglab.scenes.scene import Scene
@@ -125,7 +126,7 @@ class TrainResult:
     Attributes:
         checkpoint: the best by validation.
         val_mean_iou: its mean IoU over the classes on validation windows.
-        seconds: training time, of this session only where the run was resumed.
+        seconds: training time, of all sessions where the run was resumed.
         parameters: number of trained parameters.
     """
 
@@ -183,9 +184,18 @@ def _check_tiles(grid: Grid, scenes: Sequence[Scene], config: TrainConfig) -> No
 def _fit_as_rank(
     train: Sequence[Scene], val: Sequence[Scene], config: TrainConfig, folder: Path, resume: bool, progress: bool
 ) -> TrainResult:
-    device_type = "cuda" if torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"]) else "cpu"
-    ranks = join_ranks(Grid.parse(config.spatial), device_type)
+    here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    if 0 < gpus < here:
+        raise UserError(
+            f"{here} ranks need a GPU each and there are {gpus}; hold all tiles in one process (--in-process), or "
+            "train on the CPU (CUDA_VISIBLE_DEVICES=)."
+        )
+    ranks = join_ranks(Grid.parse(config.spatial), "cuda" if gpus else "cpu")
     check_same([asdict(config), [(s.name, s.height, s.width, s.bands) for s in (*train, *val)]], "settings or scenes")
+    last = folder / "last.ckpt"
+    step = load_state(last).get("global_step") if last.is_file() else None
+    check_same(step, f"checkpoints in {folder.name}")
+    check_same([_sha256(config.init), _sha256(local_weights(config.encoder))], "weights")
     return _fit(train, val, config, folder, resume, progress and dist.get_rank() == 0, ranks.layout, ranks)
 
 
@@ -216,6 +226,8 @@ def _fit(
         group=ranks.group if ranks else 0,
         groups=ranks.groups if ranks else 1,
     )
+    if ranks:  # means and deviations are as good as a sum of the files
+        check_same([data.mean.tolist(), data.std.tolist()], "pixels in the scenes")
     task = SceneSegmentationTask(
         model=config.decoder,
         backbone=config.encoder,
@@ -237,6 +249,10 @@ def _fit(
     task.layout, task.group = layout, ranks.group if ranks else 0
     _start_from(task.model, config)
     return run_fit(task, data, config, folder, resume, progress)
+
+
+def _sha256(path: str | Path | None) -> str | None:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and Path(path).is_file() else None
 
 
 def _options(config: TrainConfig, scene: Scene) -> dict[str, Any]:
@@ -288,7 +304,6 @@ def run_fit(
     if last.is_file():
         _check_same_run(last, task, resume)
     keep = KeepCheckpoints(folder, every=max(1, config.val_every // 2))
-    start = perf_counter()
     try:
         if not dist.is_initialized() or dist.get_rank() == 0:
             _keep_log(folder)
@@ -303,7 +318,7 @@ def run_fit(
     return TrainResult(
         checkpoint=keep.best,
         val_mean_iou=keep.best_score,
-        seconds=perf_counter() - start,
+        seconds=keep.seconds,
         parameters=sum(p.numel() for p in task.model.parameters()),
     )
 
@@ -338,7 +353,7 @@ def make_trainer(config: TrainConfig, folder: Path, callbacks: list[Callback]) -
         **place,
         gradient_clip_val=config.clip,
         use_distributed_sampler=False,
-        precision=_precision(config.precision),  # type: ignore[arg-type]
+        precision=_precision(config.precision, place["accelerator"] != "cpu"),  # type: ignore[arg-type]
         max_steps=config.steps,
         check_val_every_n_epoch=1,
         reload_dataloaders_every_n_epochs=1,  # the last epoch may be shorter
@@ -361,10 +376,10 @@ def _keep_log(folder: Path) -> None:
         log.rename(folder / f"metrics.{earlier + 1}.csv")
 
 
-def _precision(name: str) -> str:
+def _precision(name: str, gpu: bool) -> str:
     if name != "auto":
         return name
-    if not torch.cuda.is_available():
+    if not (gpu and torch.cuda.is_available()):
         return "32-true"
     return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
 
@@ -395,19 +410,25 @@ class KeepCheckpoints(Callback):
     def __init__(self, folder: Path, every: int) -> None:
         self.folder, self.every = folder, every
         self.best_score = -math.inf
+        self._before, self._start = 0.0, perf_counter()
 
     @property
     def best(self) -> Path:
         """The best checkpoint so far."""
         return self.folder / "best.ckpt"
 
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time so far, of the sessions before included."""
+        return self._before + perf_counter() - self._start
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run has to know."""
-        return {"best_score": self.best_score}
+        return {"best_score": self.best_score, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with it."""
-        self.best_score = state["best_score"]
+        self.best_score, self._before = state["best_score"], state["seconds"]
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """Save between two validations."""

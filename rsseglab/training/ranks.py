@@ -131,7 +131,7 @@ def launch(ranks: int, function: Callable[..., Any], *args: Any) -> Any:
         return results.get()
     except mp.ProcessRaisedException as error:
         last = str(error).strip().splitlines()[-1]
-        if last.startswith("rsseglab.errors.UserError: "):
+        if last.startswith(("rsseglab.errors.UserError: ", "rsseglab.spatial.errors.SpatialError: ")):
             raise UserError(last.partition(": ")[2]) from None
         raise
     except mp.ProcessExitedException as error:

@@ -216,7 +216,7 @@ def test_a_whole_scene_says_its_own_iou(water, land, tmp_path, capsys):
 
 def test_several_classes_are_merged(land, tmp_path, capsys):
     data = ["--data", "synthetic", "--root", str(land), "--single-class", "road", "building"]
-    short = [*TINY, "--crop", "64", "--val-window", "128", "--steps", "1", "--val-every", "1"]
+    short = [*TINY, "--interaction", "exact", "--crop", "64", "--val-window", "128", "--steps", "1", "--val-every", "1"]
     assert main(["train", *data, *short, "--out", str(tmp_path)]) == 0
     assert load_checkpoint(tmp_path / "best.ckpt").classes[1].name == "road or building"
     assert "over background and the single class" in capsys.readouterr().out

@@ -71,7 +71,7 @@ def test_exact_over_tiles(network, interaction):
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
 def test_tile_by_tile_is_another_function(network, interaction):
     model, x = rest(*network, interaction), scene()
-    answers = [run(model, x, layout)[0] for layout in (None, Layout(2), Layout(4), Layout(2, 2))]
+    answers = [run(model, x, layout)[0] for layout in (None, Layout(2), Layout(1, 3), Layout(2, 2))]
     for i, a in enumerate(answers):
         for b in answers[:i]:
             assert (a - b).norm() / b.norm() > 0.01

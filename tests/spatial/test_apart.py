@@ -23,10 +23,10 @@ def tiles_of(x, layout, multiple=1):
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda a: f"{a.rows}x{a.cols}")
 def test_tiles_and_back(layout):
-    x = torch.randn(2, 3, 41, 58)
+    x = torch.randn(2, 3, 61, 58)
     batch = apart(cut(x, layout), 8)
     assert torch.equal(join(batch), tiles_of(x, layout, 8))
-    assert torch.equal(join(together(batch))[:, :, :41, :58], x)
+    assert torch.equal(join(together(batch))[:, :, :61, :58], x)
 
 
 @pytest.mark.parametrize("network", [("Unet", "resnet18"), ("Unet", "mit_b0"), ("DeepLabV3Plus", "resnet18")], ids=str)
@@ -57,6 +57,8 @@ def test_is_not_the_whole_scene():
 
 
 def test_refusals():
+    with pytest.raises(SpatialError, match="leave one that holds nothing of the scene; use at most 2 bands of rows"):
+        apart(cut(torch.randn(1, 3, 40, 64), Layout(3)), 32)
     with pytest.raises(SpatialError, match="not a map"):
         apart(cut(torch.randn(2, 8, 8), Layout(2)))
     with pytest.raises(SpatialError, match="not a batch of tiles"):
