@@ -92,13 +92,14 @@ def made_record(folder, method, seed, right, val, preset="made", way="overlap 0.
         "pair_accuracies": [right, right],
     }  # fmt: skip
     ways = dict.fromkeys((way, *also), score)
+    chosen = {"way": way, "val_mean_iou": val, "scores": {} if way == "whole" else {way: val}}
     preset = asdict(Preset(preset, window_px=512, context_px=context_px))
     RunRecord(
         command=["compare"],
         configuration={"preset": preset, "compared": method, "crop_px": 256},
         metrics={
             "pooled": {
-                "title": method, "ways": ways, "chosen": {"way": way, "val_mean_iou": val, "scores": {} if way == "whole" else {way: val}},
+                "title": method, "ways": ways, "chosen": chosen,
                 "training_seconds": 1.0, "training_peak_mib": 1.0, "parameters": 10, "gflops_per_mpx": 1.0,
                 "pixels_seen": 100,
             },
