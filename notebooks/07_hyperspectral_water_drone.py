@@ -136,7 +136,7 @@ def composite(pixels, channels):
 
 # %%
 picks = {"near infrared, red, green": (50, 27, 17), "short-wave infrared, near infrared, red": (180, 50, 27)}
-figure, axes = plt.subplots(1, 3, figsize=(14, 5.6), layout="constrained")
+figure, axes = plt.subplots(1, 3, figsize=(14, 6.2), layout="constrained")
 for axis, (name, channels) in zip(axes, picks.items(), strict=False):
     plots.draw(axis, composite(cube, channels), f"{name}:\nAVIRIS channels {', '.join(map(str, channels))}")
 plots.draw(axes[2], plots.colorize(label, scene.classes), "label,\nand the three parts that it is split in")
@@ -289,7 +289,7 @@ print(f"{steps} steps, {result.seconds:.0f} s")
 
 # %%
 counted = np.where(np.logical_or.reduce(list(in_part.values())), label, 255).astype(np.uint8)
-figure, axes = plt.subplots(1, 3, figsize=(14, 5.6), layout="constrained")
+figure, axes = plt.subplots(1, 3, figsize=(14, 6.2), layout="constrained")
 plots.draw(axes[0], plots.colorize(label, scene.classes), "label")
 plots.draw(axes[1], plots.colorize(predicted, scene.classes), "REST, each part labelled by itself (north: trained on)")
 plots.draw(axes[2], plots.error_map(predicted, counted), "grey right, black wrong; white: not labelled, and gaps")
