@@ -6,7 +6,6 @@ baseline's is the global stream: a thumbnail of global_px x global_px pixels bes
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from rsseglab.errors import UserError
 from rsseglab.inference.fusion import GlobalLocal, window_box
 from rsseglab.scenes.augment import Augmentation
 from rsseglab.scenes.datamodule import CropDataset, Sample, SceneDataModule, WindowDataset
-from rsseglab.scenes.scene import LabelClass, Scene
+from rsseglab.scenes.scene import Scene
 from rsseglab.scenes.views import thumbnail
-from rsseglab.training.checkpoint import TrainedNetwork, describe, load_state
-from rsseglab.training.fit import TrainConfig, TrainResult, run_fit
+from rsseglab.training.checkpoint import TrainedNetwork, load_state, trained_network
+from rsseglab.training.fit import TrainConfig, TrainResult, data_settings, run_fit, task_settings
 from rsseglab.training.task import SceneSegmentationTask
 
 
@@ -155,36 +154,10 @@ def fit_global_local(
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     torch.manual_seed(config.seed)
-    data = GlobalLocalDataModule(
-        train,
-        val,
-        global_px=global_px,
-        crop_px=config.crop_px,
-        batch_size=config.batch_size,
-        steps=config.steps,
-        val_every=config.val_every,
-        val_window_px=config.val_window_px,
-        augment=config.augment,
-        seed=config.seed,
-        num_workers=config.num_workers,
-    )
-    settings = {**asdict(config), "global_px": global_px}
-    task = GlobalLocalTask(
-        global_px=global_px,
-        model=config.decoder,
-        backbone=config.encoder,
-        weights=config.weights,
-        in_channels=train[0].count,
-        num_classes=len(train[0].classes),
-        loss=config.loss,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        schedule=config.schedule,
-        steps=config.steps,
-        warmup_steps=min(20, config.steps // 10),
-        seed=config.seed,
-        metadata={**describe(train[0], data.mean, data.std, config.crop_px), "config": settings},
-    )
+    data = GlobalLocalDataModule(train, val, global_px=global_px, **data_settings(config))
+    settings = task_settings(config, data)
+    settings["metadata"]["config"]["global_px"] = global_px
+    task = GlobalLocalTask(global_px=global_px, **settings)
     return run_fit(task, data, config, folder, resume, progress)
 
 
@@ -205,18 +178,4 @@ def load_global_local(path: str | Path) -> TrainedNetwork:
     if "global_px" not in h:
         raise UserError(f"{path} holds no two-stream network; load it with load_checkpoint.")
     network = GlobalLocal(h["backbone"], h["model"], h["num_classes"], h["in_channels"], global_px=h["global_px"])
-    parameters = {k.removeprefix("model."): v for k, v in state["state_dict"].items() if k.startswith("model.")}
-    network.load_state_dict(parameters)
-    meta = h["metadata"]
-    return TrainedNetwork(
-        network=network.eval(),
-        bands=tuple(meta["bands"]),
-        mean=torch.tensor(meta["mean"]),
-        std=torch.tensor(meta["std"]),
-        classes=tuple(LabelClass(c["name"], c["value"], tuple(c["color"])) for c in meta["classes"]),
-        ignore_values=tuple(meta["ignore_values"]),
-        crop_px=meta["crop_px"],
-        gsd_m=meta["gsd_m"],
-        encoder=h["backbone"],
-        decoder=h["model"],
-    )
+    return trained_network(state, network)

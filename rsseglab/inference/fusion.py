@@ -18,15 +18,13 @@ from rsseglab.errors import UserError
 from rsseglab.inference.crops import Cropping, crop_and_merge
 from rsseglab.inference.predict import (
     Prediction,
-    _placement_tags,
-    _write,
     pick_device,
-    prediction_nodata,
+    placement_tags,
     read_normalized,
+    write_prediction,
 )
-from rsseglab.measure import Measure
 from rsseglab.scenes.raster import BLOCK_PX
-from rsseglab.scenes.scene import Scene, label_writer, probability_writer
+from rsseglab.scenes.scene import Scene
 from rsseglab.scenes.views import decimated, thumbnail
 from rsseglab.training.checkpoint import TrainedNetwork
 
@@ -234,8 +232,8 @@ def predict_fusion(
         title = f"labelling {scene.name}" if progress else None
         yield from crop_and_merge(placed, read, scene.height, scene.width, cropping, device, title)
 
-    tags = {"global_px": str(network.global_px), **_placement_tags(cropping, scene)}
-    return _write_prediction(bands(), trained, scene, path, tags, probabilities, device)
+    tags = {"global_px": str(network.global_px), **placement_tags(cropping, scene)}
+    return write_prediction(bands(), trained, scene, path, tags, probabilities, device)
 
 
 class _Placed(nn.Module):
@@ -301,7 +299,7 @@ def predict_decimated(
         yield from upsampled_bands(logits, factor, scene.height, scene.width)
 
     tags = {"factor": str(factor)} | ({} if cropping is None else _scaled_tags(cropping, small, factor))
-    return _write_prediction(bands(), trained, scene, path, tags, probabilities, device)
+    return write_prediction(bands(), trained, scene, path, tags, probabilities, device)
 
 
 def _whole(network: nn.Module, read: Callable[[int, int], Tensor], scene: Scene, device: torch.device) -> Tensor:
@@ -341,23 +339,3 @@ def _scaled_tags(cropping: Cropping, small: Scene, factor: int) -> dict[str, str
     starts = {"row_starts": cropping.starts(small.height), "col_starts": cropping.starts(small.width)}
     scaled = {key: ",".join(str(start * factor) for start in values) for key, values in starts.items()}
     return {"window_px": str(cropping.window_px * factor), "blend": cropping.blend, **scaled}
-
-
-def _write_prediction(
-    bands: Bands,
-    trained: TrainedNetwork,
-    scene: Scene,
-    path: Path,
-    tags: dict[str, str],
-    probabilities: Path | None,
-    device: torch.device,
-) -> Prediction:
-    nodata = prediction_nodata(trained)
-    writer = label_writer(path, scene, trained.classes, nodata, {"scene": scene.name, **tags})
-    with Measure(device) as cost, writer:
-        if probabilities is None:
-            _write(bands, scene, trained, nodata, writer, None)
-        else:
-            with probability_writer(probabilities, scene, trained.classes) as probability:
-                _write(bands, scene, trained, nodata, writer, probability)
-    return Prediction(path, probabilities, cost.seconds, cost.peak_mib)

@@ -65,7 +65,6 @@ def predict_scene(
     trained.check_fits(scene)
     device = pick_device(device)
     network = trained.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    nodata = prediction_nodata(trained)
     bands = crop_and_merge(
         network,
         lambda row, stop: read_normalized(trained, scene, row, stop),
@@ -75,8 +74,34 @@ def predict_scene(
         device,
         f"labelling {scene.name}" if progress else None,
     )
-    tags = {"scene": scene.name, **_placement_tags(cropping, scene)}
-    writer = label_writer(path, scene, trained.classes, nodata, tags)
+    return write_prediction(bands, trained, scene, path, placement_tags(cropping, scene), probabilities, device)
+
+
+def write_prediction(
+    bands: Iterator[tuple[int, Tensor]],
+    trained: TrainedNetwork,
+    scene: Scene,
+    path: Path,
+    tags: dict[str, str],
+    probabilities: Path | None,
+    device: torch.device,
+) -> Prediction:
+    """Write a scene's logits as labels, a band of rows at a time, and measure what making them costs.
+
+    Args:
+        bands: first row and logits (K, rows, width) of each band, made as they are asked for.
+        trained: whose classes they are.
+        scene: on whose grid.
+        path: the GeoTIFF of labels.
+        tags: of that file, beside the scene's name.
+        probabilities: the GeoTIFF of class probabilities, where asked for.
+        device: that works.
+
+    Raises:
+        UserError: a raster cannot be written.
+    """
+    nodata = prediction_nodata(trained)
+    writer = label_writer(path, scene, trained.classes, nodata, {"scene": scene.name, **tags})
     with Measure(device) as cost, writer:
         if probabilities is None:
             _write(bands, scene, trained, nodata, writer, None)
@@ -134,7 +159,8 @@ def _write(
             probabilities.write(shares, row)
 
 
-def _placement_tags(cropping: Cropping, scene: Scene) -> dict[str, str]:
+def placement_tags(cropping: Cropping, scene: Scene) -> dict[str, str]:
+    """Where windows lie, as tags of a raster that the seam error reads."""
     starts = {"row_starts": cropping.starts(scene.height), "col_starts": cropping.starts(scene.width)}
     return {
         "window_px": str(cropping.window_px),

@@ -129,28 +129,39 @@ def load_checkpoint(path: str | Path) -> TrainedNetwork:
     path = Path(path)
     state = load_state(path)
     try:
-        h, meta = state["hyper_parameters"], state["hyper_parameters"]["metadata"]
-        parameters = {k.removeprefix("model."): v for k, v in state["state_dict"].items() if k.startswith("model.")}
+        h = state["hyper_parameters"]
         # Checkpoints of before methods had names are of stock networks.
         method, options = h.get("method", "stock"), h.get("options")
         network = build_network(method, h["backbone"], h["model"], h["in_channels"], h["num_classes"], None, options)
-        network.load_state_dict(parameters)
-        return TrainedNetwork(
-            network=network.eval(),
-            bands=tuple(meta["bands"]),
-            mean=torch.tensor(meta["mean"]),
-            std=torch.tensor(meta["std"]),
-            classes=_classes(meta["classes"]),
-            ignore_values=tuple(meta["ignore_values"]),
-            crop_px=meta["crop_px"],
-            gsd_m=meta["gsd_m"],
-            encoder=h["backbone"],
-            decoder=h["model"],
-        )
+        return trained_network(state, network)
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
         raise _not_ours(path) from error
+
+
+def trained_network(state: dict[str, Any], network: nn.Module) -> TrainedNetwork:
+    """A network with the weights of a checkpoint, in eval mode, and what the checkpoint says of it.
+
+    Args:
+        state: from `load_state`.
+        network: built as the checkpoint says.
+    """
+    h, meta = state["hyper_parameters"], state["hyper_parameters"]["metadata"]
+    parameters = {k.removeprefix("model."): v for k, v in state["state_dict"].items() if k.startswith("model.")}
+    network.load_state_dict(parameters)
+    return TrainedNetwork(
+        network=network.eval(),
+        bands=tuple(meta["bands"]),
+        mean=torch.tensor(meta["mean"]),
+        std=torch.tensor(meta["std"]),
+        classes=_classes(meta["classes"]),
+        ignore_values=tuple(meta["ignore_values"]),
+        crop_px=meta["crop_px"],
+        gsd_m=meta["gsd_m"],
+        encoder=h["backbone"],
+        decoder=h["model"],
+    )
 
 
 def _classes(entries: Sequence[dict[str, Any]]) -> tuple[LabelClass, ...]:

@@ -214,41 +214,38 @@ def _fit(
     data = SceneDataModule(
         train,
         val,
-        crop_px=config.crop_px,
-        batch_size=config.batch_size,
-        steps=config.steps,
-        val_every=config.val_every,
-        val_window_px=config.val_window_px,
-        augment=config.augment,
-        seed=config.seed,
-        num_workers=config.num_workers,
+        **data_settings(config),
         part=ranks.part if ranks else None,
         group=ranks.group if ranks else 0,
         groups=ranks.groups if ranks else 1,
     )
     if ranks:  # means and deviations are as good as a sum of the files
         check_same([data.mean.tolist(), data.std.tolist()], "pixels in the scenes")
-    task = SceneSegmentationTask(
-        model=config.decoder,
-        backbone=config.encoder,
-        weights=config.weights,
-        in_channels=train[0].count,
-        num_classes=len(train[0].classes),
-        loss=config.loss,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        schedule=config.schedule,
-        steps=config.steps,
-        warmup_steps=min(20, config.steps // 10) if config.warmup_steps is None else config.warmup_steps,
-        seed=config.seed,
-        method=config.method,
-        options=_options(config, train[0]),
-        offload=config.offload,
-        metadata={**describe(train[0], data.mean, data.std, config.crop_px), "config": asdict(config)},
-    )
+    task = SceneSegmentationTask(**task_settings(config, data))
     task.layout, task.group = layout, ranks.group if ranks else 0
     _start_from(task.model, config)
     return run_fit(task, data, config, folder, resume, progress)
+
+
+def data_settings(config: TrainConfig) -> dict[str, Any]:
+    """What a run says to its data module, as arguments of `SceneDataModule`."""
+    names = ["crop_px", "batch_size", "steps", "val_every", "val_window_px", "augment", "seed", "num_workers"]
+    return {name: getattr(config, name) for name in names}
+
+
+def task_settings(config: TrainConfig, data: SceneDataModule) -> dict[str, Any]:
+    """What a run says to its task, as arguments of `SceneSegmentationTask`."""
+    scene = data.train_scenes[0]
+    same = ["weights", "loss", "lr", "weight_decay", "schedule", "steps", "seed", "method", "offload"]
+    return {name: getattr(config, name) for name in same} | {
+        "model": config.decoder,
+        "backbone": config.encoder,
+        "in_channels": scene.count,
+        "num_classes": len(scene.classes),
+        "warmup_steps": min(20, config.steps // 10) if config.warmup_steps is None else config.warmup_steps,
+        "options": _options(config, scene),
+        "metadata": {**describe(scene, data.mean, data.std, config.crop_px), "config": asdict(config)},
+    }
 
 
 def _sha256(path: str | Path | None) -> str | None:
