@@ -149,9 +149,13 @@ def fit_global_local(
         progress: whether to draw a progress bar.
 
     Raises:
-        UserError: as ``fit``; ``global_px`` is no multiple of 32; the decoder has no last map to fuse.
+        UserError: as ``fit``; ``global_px`` is no multiple of 32; the decoder has no last map to fuse; the run asks for
+            a method, a first stage or tiles, which two streams do not know.
         KeyboardInterrupt: Ctrl-C; ``last.ckpt`` stays.
     """
+    plain = {"method": "stock", "options": None, "init": None, "freeze_early": False, "spatial": "1"}
+    if unknown := [name for name, value in plain.items() if getattr(config, name) != value]:
+        raise UserError(f"the global-local baseline trains without {', '.join(unknown)}; leave that out.")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     torch.manual_seed(config.seed)
     data = GlobalLocalDataModule(train, val, global_px=global_px, **data_settings(config))

@@ -12,13 +12,10 @@ import math
 import os
 import signal
 import socket
-import sys
-import tempfile
-import traceback
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,21 +24,19 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch import multiprocessing as mp
-from torch.distributed.device_mesh import init_device_mesh
-from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 from tqdm.auto import tqdm
 
 from rsseglab.errors import UserError
 from rsseglab.evaluation.confusion import Confusion
 from rsseglab.inference.estimate import estimate_mib, free_mib
 from rsseglab.inference.predict import Prediction, pick_device, prediction_nodata
+from rsseglab.launch import launch, leave, under_torchrun
 from rsseglab.measure import Measure
 from rsseglab.scenes.scene import IGNORE_INDEX, Scene, Window, class_values, label_writer
 from rsseglab.spatial import Layout, SceneTensor, SpatialError, read_scene
 from rsseglab.spatial.exchange import all_reduce_, fetch
 from rsseglab.training.checkpoint import TrainedNetwork, load_checkpoint
-from rsseglab.training.ranks import Grid
+from rsseglab.training.ranks import Grid, join_ranks
 
 MULTIPLE_PX = 32  # what networks that halve five times need
 ROWS = 256  # read, counted and written at a time: as many as a block of the raster has
@@ -148,7 +143,7 @@ def predict_scenes_whole(
     """
     kind = pick_device(device).type
     jobs = list(zip(scenes, paths, strict=True))
-    there = int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
+    there = int(os.environ["WORLD_SIZE"]) if under_torchrun() else None
     grid = grid or Grid(there or 1)
     if there is not None:
         if grid.parts != there:
@@ -156,7 +151,8 @@ def predict_scenes_whole(
                 f"{grid} tiles need {grid.parts} ranks and torchrun started {there}; start as many, or leave out "
                 "--spatial."
             )
-        done = _as_rank(int(os.environ["LOCAL_RANK"]), grid, kind, checkpoint, jobs)
+        done = _as_rank(grid, kind, checkpoint, jobs)
+        leave()
         return done if int(os.environ["RANK"]) == 0 else []
     if grid.parts == 1:
         trained = load_checkpoint(checkpoint)
@@ -166,7 +162,13 @@ def predict_scenes_whole(
             f"{grid} tiles need as many GPUs and {torch.cuda.device_count()} are here; cut the scene in fewer, "
             "start torchrun on more machines, or use --device cpu."
         )
-    return _spawned(grid, kind, checkpoint, jobs)
+    way_out = "use more machines, or leave out --whole"
+    try:
+        done = launch(grid.parts, kind, _as_rank, grid, kind, checkpoint, jobs, way_out=way_out)
+    finally:
+        for path in paths:  # what a rank that was killed could not clean up
+            path.with_name(path.name + ".part").unlink(missing_ok=True)
+    return done
 
 
 # ------------------------------------------------------------------------------------------ the ranks
@@ -174,89 +176,14 @@ def predict_scenes_whole(
 Jobs = Sequence[tuple[Scene, Path]]
 
 
-def _as_rank(local: int, grid: Grid, kind: str, checkpoint: Path, jobs: Jobs, **group: Any) -> Any:
-    """What one rank does, spawned or torchrun's."""
-    device = torch.device(f"cuda:{local}" if kind == "cuda" else kind)
-    if kind == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo", **group)
+def _as_rank(grid: Grid, kind: str, checkpoint: Path, jobs: Jobs) -> list[Prediction]:
+    """What one rank does, launched or torchrun's."""
+    layout = join_ranks(grid, kind).layout
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)  # from now on files are cleaned up
-    layout = Layout(grid.rows, grid.cols, init_device_mesh(kind, (grid.parts,)))
+        signal.signal(number, signal.default_int_handler)  # files are cleaned up
+    device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if kind == "cuda" else kind)
     trained = load_checkpoint(checkpoint)
-    done = [predict_whole(trained, scene, path, layout, device=device) for scene, path in jobs]
-    dist.barrier()  # a rank that leaves while another still talks to it may abort
-    dist.destroy_process_group()
-    return done
-
-
-def _worker(
-    rank: int, folder: str, threads: int, said: Any, grid: Grid, kind: str, checkpoint: Path, jobs: Jobs
-) -> None:
-    """A spawned rank; what it says is its predictions, or why there are none."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing to clean up yet
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    torch.set_num_threads(threads)
-    group: dict[str, Any] = {
-        "init_method": f"file://{folder}/store",
-        "rank": rank,
-        "world_size": grid.parts,
-    }
-    try:
-        done = _as_rank(rank, grid, kind, checkpoint, jobs, **group)
-        if rank == 0:
-            said.put(done)
-    except UserError as error:
-        said.put(error)
-        sys.exit(1)
-    except Exception:
-        said.put(RuntimeError(f"rank {rank} failed:\n{traceback.format_exc()}"))
-        sys.exit(1)
-
-
-def _spawned(grid: Grid, kind: str, checkpoint: Path, jobs: Jobs) -> list[Prediction]:
-    said = mp.get_context("spawn").SimpleQueue()
-    threads = max(torch.get_num_threads() // grid.parts, 1)
-    with tempfile.TemporaryDirectory() as folder:
-        processes: list[Any] = []
-        try:
-            with _ctrl_c_waits():
-                job = (Path(folder).as_posix(), threads, said, grid, kind, checkpoint, jobs)
-                context = spawn(_worker, job, nprocs=grid.parts, join=False)
-                processes = context.processes
-            with suppress(ProcessExitedException, ProcessRaisedException):
-                while not context.join():
-                    pass
-        finally:
-            for process in processes:
-                process.terminate()
-            for process in processes:
-                process.join(10)
-                process.kill()
-                process.join()
-            for _, path in jobs:  # what a rank that was killed could not clean up
-                path.with_name(path.name + ".part").unlink(missing_ok=True)
-        first = None if said.empty() else said.get()  # of several errors the first is the cause
-        if isinstance(first, list):
-            return first
-        if any(process.exitcode == -signal.SIGKILL for process in processes):
-            raise UserError("a rank was killed, as when memory runs out; use more machines, or leave out --whole.")
-        raise first or UserError("a rank ended without a word; start again.")
-
-
-@contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    """Ctrl-C counts once all ranks are known; they inherit the mask, or one that imports would print a traceback."""
-    pressed: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        signal.signal(signal.SIGINT, handler)
-    if pressed:
-        raise KeyboardInterrupt
+    return [predict_whole(trained, scene, path, layout, device=device) for scene, path in jobs]
 
 
 def _of_all(layout: Layout, fact: T) -> list[T]:

@@ -28,14 +28,11 @@ import json
 import os
 import platform
 import resource
-import signal
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -44,8 +41,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
+from rsseglab.errors import UserError
+from rsseglab.launch import backend, launch, leave, under_torchrun
 from rsseglab.spatial import Layout, SpatialError, cut, from_tile, sync_gradients
 from rsseglab.spatial.exchange import Traffic
 
@@ -267,56 +265,11 @@ def _device(options: argparse.Namespace, rank: int) -> torch.device:
     return torch.device("cpu")
 
 
-def _worker(rank: int, ranks: int, kind: str, folder: str, options: argparse.Namespace) -> None:
-    """One spawned rank, one measurement (a process's peak memory can't be reset)."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # end at once and without a traceback; see _spawned
-    torch.set_num_threads(options.threads)
-    if ranks > 1:
-        dist.init_process_group(
-            "nccl" if options.device == "cuda" else "gloo",
-            init_method=f"file://{folder}/store{ranks}{kind}",
-            rank=rank,
-            world_size=ranks,
-            timeout=timedelta(minutes=10),
-        )
-    row = _measure_kind(ranks, kind, options)
-    if ranks > 1:
-        dist.barrier()
-    if rank == 0:
-        Path(folder, f"{kind}{ranks}.json").write_text(json.dumps(row))
-    if ranks > 1:
-        dist.barrier()  # a rank that leaves while another still talks to it may abort
-        dist.destroy_process_group()
-
-
 def _measure_kind(ranks: int, kind: str, options: argparse.Namespace) -> Row:
+    """What a rank does; one measurement a process where they are launched, as its peak memory can't be reset."""
+    torch.set_num_threads(options.threads)
     layout = Layout(ranks, 1, init_device_mesh(options.device, (ranks,)) if ranks > 1 else None)
     return measure(options, layout, options.size * (ranks if kind == "weak" else 1), kind)
-
-
-def _spawned(ranks: int, kind: str, folder: str, options: argparse.Namespace) -> Row:
-    """The measurement of spawned ranks, none of which is left behind if it fails or is interrupted."""
-    # A process starts deaf to Ctrl-C, or one that is still importing would print a traceback of its own.
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        context = spawn(_worker, (ranks, kind, folder, options), nprocs=ranks, join=False)
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    found = Path(folder, f"{kind}{ranks}.json")
-    try:
-        while not context.join():
-            pass
-    except ProcessExitedException as error:
-        if not found.exists():  # once it is there all ranks are through, and gloo may still abort one that leaves
-            raise SpatialError(
-                f"scale: {error}, of {ranks} ranks; where memory ran out, a smaller --size or --width helps."
-            ) from error
-    finally:
-        for process in context.processes:
-            process.kill()
-            process.join()
-    row: Row = json.loads(found.read_text())
-    return row
 
 
 # ------------------------------------------------------------------------------------------- all of them
@@ -453,7 +406,7 @@ def _kinds(options: argparse.Namespace) -> tuple[str, ...]:
 
 def _ranks(options: argparse.Namespace) -> list[int]:
     """``--ranks 1,2,4`` as numbers; under torchrun the ranks that are there."""
-    if _under_torchrun():
+    if under_torchrun():
         return [int(os.environ["WORLD_SIZE"])]
     text = options.ranks
     numbers = [int(n) if n.strip().isdigit() else 0 for n in text.split(",")]
@@ -477,32 +430,26 @@ def _check(options: argparse.Namespace) -> None:
     if options.device == "cuda":
         if not torch.cuda.is_available():
             raise SpatialError("scale: no CUDA device is to be seen; use --device cpu.")
-        if not _under_torchrun() and most > torch.cuda.device_count():
+        if not under_torchrun() and most > torch.cuda.device_count():
             raise SpatialError(f"scale: {most} ranks need as many GPUs, {torch.cuda.device_count()} are to be seen.")
-
-
-def _under_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def run(options: argparse.Namespace) -> list[Row]:
     """Measure every number of ranks, under torchrun those that are there."""
     _check(options)
     options.out.mkdir(parents=True, exist_ok=True)  # a path that can't be written is known before minutes are spent
-    if _under_torchrun():
-        torch.set_num_threads(options.threads)
-        dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
+    if under_torchrun():
+        dist.init_process_group(backend(options.device))
         rows = [_measure_kind(dist.get_world_size(), kind, options) for kind in _kinds(options)]
         first = dist.get_rank() == 0
-        dist.barrier()
-        dist.destroy_process_group()
+        leave()
         return with_model(rows) if first else []
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for ranks in _ranks(options):
-            for kind in _kinds(options):
-                print(f"{kind} scaling, {ranks} rank{'s' if ranks > 1 else ''} ...", file=sys.stderr, flush=True)
-                rows.append(_spawned(ranks, kind, folder, options))
+    for ranks in _ranks(options):
+        for kind in _kinds(options):
+            print(f"{kind} scaling, {ranks} rank{'s' if ranks > 1 else ''} ...", file=sys.stderr, flush=True)
+            way_out = "take a smaller --size or --width"
+            rows.append(launch(ranks, options.device, _measure_kind, ranks, kind, options, way_out=way_out))
     return with_model(rows)
 
 
@@ -537,7 +484,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     try:
         scale(arguments)
-    except SpatialError as error:
+    except (SpatialError, UserError) as error:
         print(f"rsseglab: {error}", file=sys.stderr)
         return 2
     except OSError as error:

@@ -24,13 +24,14 @@ from tqdm.auto import tqdm
 
 from rsseglab.encoders import band_wavelengths, local_weights
 from rsseglab.errors import UserError
+from rsseglab.launch import launch, under_torchrun
 from rsseglab.scenes.datamodule import SceneDataModule
 from rsseglab.scenes.scene import Scene
 from rsseglab.spatial import Layout
 from rsseglab.training.checkpoint import describe, load_checkpoint, load_state
 from rsseglab.training.losses import LOSSES
 from rsseglab.training.networks import METHODS, load_weights_of
-from rsseglab.training.ranks import Grid, Ranks, check_same, join_ranks, launch, under_torchrun
+from rsseglab.training.ranks import Grid, Ranks, check_same, join_ranks
 from rsseglab.training.task import SceneSegmentationTask
 
 PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "64-true")
@@ -168,8 +169,14 @@ def fit(
     grid = Grid.parse(config.spatial)
     if under_torchrun() or (grid.parts > 1 and not config.in_process):
         _check_tiles(grid, [*train, *val], config)
-        args = (train, val, config, folder, resume, progress)
-        return _fit_as_rank(*args) if under_torchrun() else launch(grid.parts, _fit_as_rank, *args)
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+        args = (kind, train, val, config, folder, resume, progress)
+        if under_torchrun():
+            _check_gpus(kind, int(os.environ["LOCAL_WORLD_SIZE"]))
+            return _fit_as_rank(*args)
+        _check_gpus(kind, grid.parts)
+        way_out = "use more machines (torchrun), smaller crops (--crop), or --checkpointing"
+        return launch(grid.parts, kind, _fit_as_rank, *args, way_out=way_out)
     layout = Layout(grid.rows, grid.cols) if grid.parts > 1 else None
     return _fit(train, val, config, folder, resume, progress, layout)
 
@@ -181,21 +188,30 @@ def _check_tiles(grid: Grid, scenes: Sequence[Scene], config: TrainConfig) -> No
             raise UserError(f"{width} x {height} px can't be cut in {grid} tiles; choose fewer with --spatial.")
 
 
-def _fit_as_rank(
-    train: Sequence[Scene], val: Sequence[Scene], config: TrainConfig, folder: Path, resume: bool, progress: bool
-) -> TrainResult:
-    here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
-    if 0 < gpus < here:
+def _check_gpus(kind: str, here: int) -> None:
+    if kind == "cuda" and torch.cuda.device_count() < here:
         raise UserError(
-            f"{here} ranks need a GPU each and there are {gpus}; hold all tiles in one process (--in-process), or "
-            "train on the CPU (CUDA_VISIBLE_DEVICES=)."
+            f"{here} ranks need a GPU each and there are {torch.cuda.device_count()}; hold all tiles in one process "
+            "(--in-process), or train on the CPU (CUDA_VISIBLE_DEVICES=)."
         )
-    ranks = join_ranks(Grid.parse(config.spatial), "cuda" if gpus else "cpu")
+
+
+def _fit_as_rank(
+    kind: str,
+    train: Sequence[Scene],
+    val: Sequence[Scene],
+    config: TrainConfig,
+    folder: Path,
+    resume: bool,
+    progress: bool,
+) -> TrainResult:
+    ranks = join_ranks(Grid.parse(config.spatial), kind)
     check_same([asdict(config), [(s.name, s.height, s.width, s.bands) for s in (*train, *val)]], "settings or scenes")
     last = folder / "last.ckpt"
     step = load_state(last).get("global_step") if last.is_file() else None
     check_same(step, f"checkpoints in {folder.name}")
-    check_same([_sha256(config.init), _sha256(local_weights(config.encoder))], "weights")
+    files = (config.init, local_weights(config.encoder) if config.weights == "pretrained" else config.weights)
+    check_same([_sha256(file) for file in files], "weights")
     return _fit(train, val, config, folder, resume, progress and dist.get_rank() == 0, ranks.layout, ranks)
 
 
@@ -300,6 +316,8 @@ def run_fit(
     last = folder / "last.ckpt"
     if last.is_file():
         _check_same_run(last, task, resume)
+    if config.precision == "64-true":
+        task.double()  # Lightning does so only after it has read a checkpoint, whose numbers would be cut to float32
     keep = KeepCheckpoints(folder, every=max(1, config.val_every // 2))
     try:
         if not dist.is_initialized() or dist.get_rank() == 0:

@@ -1,28 +1,21 @@
 """The processes of a run: data groups beside each other, and in each a spatial group that shares every window.
 
-Ranks are there already under ``torchrun``; else `launch` starts as many as the spatial group has on this machine.
-Both ways a rank finds its place in the environment variables that ``torchrun`` sets.
+Ranks are there already under ``torchrun``; else `rsseglab.launch` starts as many as the spatial group has on this
+machine. Both ways a rank finds its place in the environment variables that ``torchrun`` sets.
 """
 
 import os
-import socket
-import sys
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 
 from rsseglab.errors import UserError
+from rsseglab.launch import TIMEOUT, backend
 from rsseglab.scenes.raster import Window
 from rsseglab.spatial import Layout
-
-TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -80,11 +73,6 @@ class Ranks:
         return Window(*self.layout.windows(height, width)[self.layout.rank])
 
 
-def under_torchrun() -> bool:
-    """Whether this process is a rank among others."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
-
-
 def join_ranks(grid: Grid, device_type: str) -> Ranks:
     """Meet the other ranks and find this one's place.
 
@@ -100,65 +88,11 @@ def join_ranks(grid: Grid, device_type: str) -> Ranks:
     if device_type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=TIMEOUT)
+        dist.init_process_group(backend(device_type), timeout=TIMEOUT)
     mesh = init_device_mesh(device_type, (world // grid.parts, grid.parts), mesh_dim_names=("data", "spatial"))
     everyone = init_device_mesh(device_type, (world,)) if world > grid.parts else None
     layout = Layout(grid.rows, grid.cols, mesh=mesh["spatial"], norm_mesh=everyone)
     return Ranks(layout, mesh["data"].get_local_rank(), world // grid.parts)
-
-
-def launch(ranks: int, function: Callable[..., Any], *args: Any) -> Any:
-    """Run a function on so many ranks of this machine; if one fails, the others are ended and its error is raised.
-
-    Args:
-        ranks: how many.
-        function: importable by its name.
-        *args: its arguments.
-
-    Returns:
-        What the function returns on the first rank.
-
-    Raises:
-        UserError: what a rank could say plainly.
-    """
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    threads = max(1, torch.get_num_threads() // ranks)
-    results = mp.get_context("spawn").SimpleQueue()
-    try:
-        mp.spawn(_rank, (ranks, port, threads, results, function, args), nprocs=ranks)
-        return results.get()
-    except mp.ProcessRaisedException as error:
-        last = str(error).strip().splitlines()[-1]
-        if last.startswith(("rsseglab.errors.UserError: ", "rsseglab.spatial.errors.SpatialError: ")):
-            raise UserError(last.partition(": ")[2]) from None
-        raise
-    except mp.ProcessExitedException as error:
-        raise UserError(f"a rank was ended from outside ({error}); it may have run out of memory.") from error
-
-
-def _rank(
-    rank: int, ranks: int, port: int, threads: int, results: Any, function: Callable[..., Any], args: Sequence[Any]
-) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks),
-        GROUP_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="rsseglab",
-    )  # fmt: skip
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-    torch.set_num_threads(threads)
-    result = function(*args)
-    if rank == 0:
-        results.put(result)
-    leave_ranks()
-
-
-def leave_ranks() -> None:
-    """Say goodbye once all are through."""
-    if dist.is_initialized():
-        dist.barrier()
-        with suppress(RuntimeError):  # gloo may abort one that leaves while another still does
-            dist.destroy_process_group()
 
 
 def check_same(facts: Any, what: str) -> None:

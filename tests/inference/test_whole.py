@@ -283,7 +283,7 @@ def test_the_command_over_ranks_gives_what_one_process_gives(tmp_path, checkpoin
 
 
 def test_under_torchrun_there_are_as_many_ranks_as_tiles(tmp_path, checkpoint, monkeypatch):
-    for name, value in (("TORCHELASTIC_RUN_ID", "none"), ("WORLD_SIZE", "2")):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="2x2 tiles need 4 ranks and torchrun started 2; start as many"):
         predict_scenes_whole(checkpoint, [], [], Grid(2, 2), "cpu")

@@ -62,10 +62,10 @@ def test_a_folder_that_can_not_be_made_is_refused_before_measuring(tmp_path, cap
 
 
 def test_ctrl_c_is_one_line_and_leaves_no_file(tmp_path, monkeypatch, capsys):
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scale, "_spawned", interrupted)
+    monkeypatch.setattr(scale, "launch", interrupted)
     assert main(["--size", "64", "--out", tmp_path.as_posix()]) == 130
     assert "interrupted" in capsys.readouterr().err.splitlines()[-1] and not list(tmp_path.iterdir())
 
