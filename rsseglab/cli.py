@@ -507,7 +507,7 @@ def _compare(args: argparse.Namespace) -> None:
     from rsseglab.experiments.tables import print_tables
 
     what = preset_of(args.data, args.quick, args.gpu)
-    name = args.data + "-quick" * args.quick + "-gpu" * args.gpu
+    name = args.data.replace(":", "-") + "-quick" * args.quick + "-gpu" * args.gpu
     out = args.out or Path("outputs/compare") / name
     folder = compare(what, seeds=args.seeds, methods=args.methods, out=out, root=args.root, jobs=args.jobs)
     print_tables(folder)

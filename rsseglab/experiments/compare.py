@@ -72,7 +72,7 @@ class Preset:
     """What a comparison runs on.
 
     Attributes:
-        data: a data set's name, or "twins".
+        data: a data set's name, "NAME:PROTOCOL" for another protocol of its manifest, or "twins".
         encoder: name.
         decoder: name.
         decimate: scenes are averaged over so many px a side first.
@@ -131,7 +131,9 @@ class Preset:
             "rest-exact+spim": Method("REST: exact, with SPIM", "scene", "exact+spim"),
         }
         if not self.context_px:
+            small = f"REST: SPIM, trained on windows of {self.crop_px} px"
             table |= {
+                "rest-spim-small": Method(small, "scene", "spim", crop_px=self.crop_px),
                 "two-stage-control": Method("two stages, without SPIM", "scene", "none", stage=2),
                 "two-stage-spim": Method("two stages, SPIM added", "scene", "spim", stage=2),
             }
@@ -149,9 +151,9 @@ PRESETS = {
     ),
     "synthetic": Preset("synthetic", decimate=1),
     "dubai": Preset("dubai", decimate=2),
-    # Windows of 2048 px over four GPUs, as many as fit at full resolution.
+    # As large as fits at full resolution; two windows, as UPerNet's pooled map has one pixel and a batch norm.
     "dubai-gpu": Preset(
-        "dubai", "convnext_tiny", "upernet", window_px=2048, crop_px=512, crop_sizes=(256, 512, 1024), batch=1,
+        "dubai", "convnext_tiny", "upernet", window_px=2048, crop_px=512, crop_sizes=(256, 512, 1024), batch=2,
         steps=4000, second_steps=500, downsampled_px=512, global_px=512, strides=(8, 16, 32),
     ),
     "twins-near": replace(TWINS, context_px=32),
@@ -178,8 +180,9 @@ def scenes_of(preset: Preset, root: Path | None = None) -> Split:
             return [scene for i, twins in made for scene in twins_in_memory(twins, f"twins_{i}")]
 
         return Split(pairs(100_000, 150), pairs(50_000, 4), pairs(0, 8))
-    manifest = load_manifest(preset.data)
-    splits = (manifest.scenes(split, root) for split in ("train", "val", "test"))
+    name, _, protocol = preset.data.partition(":")
+    manifest, prefix = load_manifest(name), f"{protocol}/" if protocol else ""
+    splits = (manifest.scenes(prefix + split, root) for split in ("train", "val", "test"))
     factor = preset.decimate
     return Split(*([in_memory(decimated(s, factor)) if factor > 1 else s for s in split] for split in splits))
 
@@ -403,16 +406,22 @@ def _gflops(preset: Preset, method: Method, trained: TrainedNetwork, scene: Scen
 def preset_of(data: str, quick: bool = False, gpu: bool = False) -> Preset:
     """The comparison on a data set: for a CPU in an hour or two, in minutes (``quick``), or for a GPU.
 
+    Args:
+        data: as `Preset.data`; of a protocol such as "dubai:without_2" all but the split is the data set's.
+        quick: a few steps on small scenes.
+        gpu: large windows, a larger network, many steps.
+
     Raises:
         UserError: there is no such comparison.
     """
     if quick and not data.startswith("twins"):
         return replace(PRESETS["quick"], data=data)
-    name = f"{data}-gpu" if gpu else data
+    name = data.partition(":")[0] + ("-gpu" if gpu else "")
     if name not in PRESETS or quick:
         known = ", ".join(n for n in PRESETS if n != "quick")
         raise UserError(f"there is no comparison '{name}'{' --quick' if quick else ''}; choose one of {known}.")
-    return PRESETS[name]
+    preset = PRESETS[name]
+    return replace(preset, data=data) if ":" in data else preset
 
 
 def compare(

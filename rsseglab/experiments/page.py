@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from rsseglab.experiments.claims import NOT_MEASURED, NOT_TESTABLE
+from rsseglab.experiments.claims import NOT_MEASURED, NOT_TESTABLE, Number
 from rsseglab.experiments.tables import (
     Records,
+    benchmark_numbers,
     comparison_table,
     differences,
     missing_runs,
@@ -45,16 +46,16 @@ def page(folder: Path) -> str:
     """The page, in Markdown.
 
     Args:
-        folder: with a subfolder of records for each comparison.
+        folder: with a subfolder of records for each comparison; the benchmarks' records lie beside it.
 
     Raises:
         UserError: records are damaged, or of several comparisons in one folder.
     """
-    comparisons = read_comparisons(folder)
+    comparisons, benchmarks = read_comparisons(folder), benchmark_numbers(folder.parent)
     parts = [HEAD, *(_section(name, records) for name, records in comparisons.items())]
     if not comparisons:
         parts.append("No comparison is recorded yet.\n")
-    return "\n".join([*parts, _claims(comparisons)])
+    return "\n".join([*parts, _claims(comparisons, benchmarks)])
 
 
 def conditions(records: Records) -> str:
@@ -115,9 +116,9 @@ def _section(name: str, records: Records) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _claims(comparisons: Mapping[str, Records]) -> str:
-    matrix = verdicts(comparisons)
-    parts = [CLAIMS_HEAD, _markdown(verdicts_shown(matrix), "claim")] if comparisons else [CLAIMS_HEAD]
+def _claims(comparisons: Mapping[str, Records], benchmarks: Mapping[str, Mapping[str, Number]]) -> str:
+    matrix = verdicts(comparisons, benchmarks)
+    parts = [CLAIMS_HEAD, _markdown(verdicts_shown(matrix), "claim")] if comparisons or benchmarks else [CLAIMS_HEAD]
     for verdict, says in ((NOT_MEASURED, "Not decided by these records"), (NOT_TESTABLE, "Not testable here")):
         rows = matrix[matrix["verdict"] == verdict]
         parts += ["", f"{says}:\n", *(f"- {row['claim']} ({row['experiment']})" for _, row in rows.iterrows())]

@@ -41,6 +41,7 @@ DIFFERENCES = {
     "spim_minus_none_miou": ("rest-spim", "rest-none"),
     "spim_minus_control_miou": ("two-stage-spim", "two-stage-control"),
     "spim_whole_minus_windows_miou": ("rest-spim", SPIM_WINDOWS),
+    "spim_train_large_minus_small_miou": ("rest-spim", "rest-spim-small"),
     "exact_spim_minus_spim_miou": ("rest-exact+spim", "rest-spim"),
     "exact_minus_none_miou": ("rest-exact", "rest-none"),
     "exact_minus_best_crops_miou": ("rest-exact", BEST_CROPS),
@@ -261,12 +262,37 @@ def claim_numbers(records: Records) -> dict[str, Number]:
     return {measure: number for measure, number in numbers.items() if measure in asked}
 
 
-def verdicts(comparisons: Mapping[str, Records]) -> pd.DataFrame:
-    """The claim matrix, a row for each claim and comparison that decides it, which stands in the column ``on``.
+def benchmark_numbers(folder: Path) -> dict[str, dict[str, Number]]:
+    """What benchmarks have to say to the claim matrix, by the name of their record in a folder.
+
+    A benchmark that decides claims says so itself: its metrics hold ``claims``, measure -> value and ends.
+    """
+    records = {
+        path.stem.removeprefix("benchmark_"): RunRecord.read(path) for path in sorted(folder.glob("bench*.json"))
+    }
+    claims = {name: record.metrics["pooled"].get("claims", {}) for name, record in records.items()}
+    return {
+        f"benchmark {name.replace('_', ' ')}": {measure: tuple(number) for measure, number in numbers.items()}
+        for name, numbers in claims.items()
+        if numbers
+    }
+
+
+def verdicts(
+    comparisons: Mapping[str, Records], benchmarks: Mapping[str, Mapping[str, Number]] | None = None
+) -> pd.DataFrame:
+    """The claim matrix, a row for each claim and experiment that decides it, which stands in the column ``on``.
 
     A comparison with runs missing is marked so: its verdicts may change.
+
+    Args:
+        comparisons: from `read_comparisons`.
+        benchmarks: from `benchmark_numbers`.
     """
     decided = []
+    for name, numbers in (benchmarks or {}).items():
+        matrix = claim_matrix(numbers)
+        decided.append(matrix[matrix["value"].notna()].assign(on=name))
     for name, records in comparisons.items():
         matrix = claim_matrix(claim_numbers(records))
         seeds = max(map(len, records.values()))
@@ -311,8 +337,10 @@ def window_curve(records: Records, dataset: str) -> pd.DataFrame:
 
 def _whole_px(preset: Mapping[str, Any]) -> int:
     """The longest side of the test scenes, as the preset decimates them."""
-    manifest = load_manifest(preset["data"])
-    return max(-(-side // preset["decimate"]) for name in manifest.splits["test"] for side in manifest.sizes[name])
+    name, _, protocol = preset["data"].partition(":")
+    manifest = load_manifest(name)
+    test = manifest.split(f"{protocol}/test" if protocol else "test")
+    return max(-(-side // preset["decimate"]) for scene in test for side in manifest.sizes[scene])
 
 
 def print_tables(folder: Path) -> None:

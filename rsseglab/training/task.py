@@ -138,10 +138,18 @@ class SceneSegmentationTask(SemanticSegmentationTask):
         """The loss of a step.
 
         Raises:
-            UserError: the loss is not finite.
+            UserError: the loss is not finite; or a map is pooled to one pixel, of which batch norm has no variance.
         """
-        with torch.autograd.graph.save_on_cpu(pin_memory=True) if self.hparams["offload"] else nullcontext():
-            loss = self._step("train", batch)
+        try:
+            with torch.autograd.graph.save_on_cpu(pin_memory=True) if self.hparams["offload"] else nullcontext():
+                loss = self._step("train", batch)
+        except ValueError as error:
+            if "Expected more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                f"{self.hparams['model']} pools a crop to one pixel, whose batch norm needs two; give a batch size "
+                "of 2 or more."
+            ) from error
         if not torch.isfinite(loss):
             raise UserError(f"the loss is {loss.item()} at step {self.global_step}; lower the learning rate.")
         return loss

@@ -1,18 +1,21 @@
 """The comparison end to end on two tiny runs, and its tables, page and figures on made records."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from made import CLASSES as MADE
+from made import make_scene
 
 from rsseglab import plots
 from rsseglab.errors import UserError
 from rsseglab.evaluation import BlockCounts
 from rsseglab.experiments import page, tables
 from rsseglab.experiments.compare import PRESETS, TWINS, Preset, compare, config_of, preset_of, scenes_of
+from rsseglab.scenes.manifest import load_manifest
 from rsseglab.training.records import RunRecord
 
 CLASSES = ("water", "land")
@@ -37,6 +40,33 @@ def test_a_preset_by_its_name():
     for wrong in (("inria", False, False), ("twins-far", True, False), ("synthetic", False, True)):
         with pytest.raises(UserError, match="there is no comparison"):
             preset_of(*wrong)
+
+
+def test_a_group_left_out_in_turn():
+    """The GPU's comparison, over the groups of Dubai's scenes that show the same ground; each is tested once."""
+    manifest, tested = load_manifest("dubai"), []
+    for protocol in ("without_1_3", "without_2", "without_5", "without_4_7_8"):
+        preset = preset_of(f"dubai:{protocol}", gpu=True)
+        assert replace(preset, data="dubai") == PRESETS["dubai-gpu"]
+        tested += manifest.split(f"{protocol}/test")
+    assert sorted(tested) == sorted(manifest.sizes)
+
+
+def test_a_protocol_of_a_data_set_gives_its_scenes(tmp_path):
+    for name in ("drei", "zwei", "eins"):
+        make_scene(tmp_path, name, 40, 48)
+    classes = ", ".join(f'{{name = "{c.name}", value = {c.value}, color = {list(c.color)}}}' for c in MADE)
+    text = (
+        'name = "made"\ntitle = "Made"\npage = "https://example.org"\nlicence = "CC0"\ncredit = "us"\nget = "made"\n'
+        f'bands = ["red", "green", "blue"]\nignore_values = [0]\nclasses = [{classes}]\ntraps = []\n'
+        '[layout]\nimage = "{id}_image.tif"\nlabel = "{id}_label.tif"\n'
+        '[splits]\ntrain = ["eins"]\nval = ["zwei"]\ntest = ["drei"]\n'
+        '[splits.turned]\ntrain = ["drei"]\nval = ["zwei"]\ntest = ["eins"]\n'
+    )
+    (tmp_path / "made.toml").write_text(text)
+    split = scenes_of(Preset(f"{tmp_path / 'made.toml'}:turned", decimate=2), tmp_path)
+    assert [scene.name for part in (split.train, split.val, split.test) for scene in part] == ["drei", "zwei", "eins"]
+    assert split.test[0].height == 20
 
 
 def test_twin_scenes_of_a_comparison_are_apart():
@@ -163,6 +193,20 @@ def test_the_page_says_what_the_tables_do(tmp_path):
     matrix = tables.verdicts(comparisons).set_index("measure")
     assert tuple(matrix.loc["spim_whole_minus_windows_miou", ["value", "verdict"]]) == (0, "not supported")
     assert matrix.loc["memory_ratio", "verdict"] == "not measured yet" and matrix["claim"].is_unique
+
+
+def test_benchmarks_decide_claims_too(tmp_path):
+    numbers = {"spim_layer_difference": [1e-15, 1e-15, 1e-15], "parallel_efficiency": [0.75, 0.7, 0.9]}
+    for name, metrics in (("benchmark_one", {"claims": numbers}), ("benchmark_two", {"claims": {}}), ("other", {})):
+        RunRecord(["c"], {}, {"pooled": metrics, "scenes": {}}, [0], 1.0).write(tmp_path / f"{name}.json")
+    found = tables.benchmark_numbers(tmp_path)
+    assert found == {"benchmark one": {name: tuple(number) for name, number in numbers.items()}}
+    matrix = tables.verdicts({}, found).set_index("measure")
+    assert tuple(matrix.loc["spim_layer_difference", ["verdict", "on"]]) == ("supported", "benchmark one")
+    assert matrix.loc["parallel_efficiency", "verdict"].startswith("undecided")
+    assert matrix.loc["memory_ratio", "verdict"] == "not measured yet"
+    (tmp_path / "compare").mkdir()
+    assert "| benchmark one | 1e-15 [1e-15, 1e-15] |" in page.page(tmp_path / "compare")
 
 
 def test_twins_whose_key_lies_within_a_crop_decide_nothing(tmp_path):

@@ -98,11 +98,8 @@ def test_the_isprs_splits_cover_the_tiles():
 
 def test_dubai_keeps_overlapping_scenes_together():
     manifest = load_manifest("dubai")
-    assert manifest.splits == {
-        "train": ("tile4", "tile7", "tile8"),
-        "val": ("tile1", "tile3"),
-        "test": ("tile2", "tile5"),
-    }
+    fixed = {name: its for name, its in manifest.splits.items() if "/" not in name}
+    assert fixed == {"train": ("tile4", "tile7", "tile8"), "val": ("tile1", "tile3"), "test": ("tile2", "tile5")}
     for group in (("tile1", "tile3"), ("tile7", "tile8"), ("tile4", "tile8")):
         assert group in manifest.overlaps
 

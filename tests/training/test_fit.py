@@ -85,6 +85,11 @@ def test_random_numbers_of_a_step_do_not_depend_on_what_came_before():
     assert torch.equal(*draws)
 
 
+def test_one_crop_where_a_map_is_pooled_to_a_pixel(tmp_path, scenes):
+    with pytest.raises(UserError, match="upernet pools a crop to one pixel, whose batch norm needs two"):
+        fit(*scenes, TrainConfig(**{**vars(TINY), "decoder": "upernet", "batch_size": 1}), tmp_path, progress=False)
+
+
 def test_a_lost_loss_and_a_full_disk_are_said_plainly(tmp_path, scenes, monkeypatch):
     with pytest.raises(UserError, match=r"the loss is .* lower the learning rate"):
         fit(
