@@ -20,7 +20,9 @@ from rsseglab.experiments.tables import (
     read_comparisons,
     shown,
     verdicts,
+    whole_px,
 )
+from rsseglab.training.records import RunRecord
 
 HEAD = """\
 # Cropping, fusion, whole scene: what the records say
@@ -33,6 +35,12 @@ seeds. What labels a scene is chosen on validation scenes; scores are of whole t
 places of these scenes and over seeds, each paired; from one seed they cover places alone. *Detectable*: the smallest
 true difference that such an experiment finds four times out of five. Seconds and memory are those of the machine that
 ran it, which may have done other things besides.
+"""
+MEMORY_HEAD = """\
+## Memory of whole-scene training
+
+One training step over so many ranks, a tile each: the peak of the rank with most, less what stands after the network is
+built. What does not fall with the number of ranks is in it: gradients, the optimiser's state, the sums of gradients.
 """
 CLAIMS_HEAD = """\
 ## Claims
@@ -55,7 +63,7 @@ def page(folder: Path) -> str:
     parts = [HEAD, *(_section(name, records) for name, records in comparisons.items())]
     if not comparisons:
         parts.append("No comparison is recorded yet.\n")
-    return "\n".join([*parts, _claims(comparisons, benchmarks)])
+    return "\n".join([*parts, *_memory(folder.parent), _claims(comparisons, benchmarks)])
 
 
 def conditions(records: Records) -> str:
@@ -68,6 +76,8 @@ def conditions(records: Records) -> str:
     runs = [run for seeds in records.values() for run in seeds.values()]
     weights = sorted({"pretrained" if run.configuration.get("weights") else "random" for run in runs})
     strides = ", ".join(map(str, preset["strides"]))
+    if preset["data"] != "twins":
+        data += f" (test scenes of up to {whole_px(preset)} px a side)"
     return (
         f"{data}. {preset['encoder']} ({' and '.join(weights)} weights), {preset['decoder']}; {preset['steps']} steps "
         f"of {preset['batch']} x {preset['window_px']}² px, windows cut in {preset['tiles']} tiles, SPIM at strides "
@@ -114,6 +124,25 @@ def _section(name: str, records: Records) -> str:
     if not twins and not (table := differences(records)).empty:
         parts += ["Differences of mean IoU:", _markdown(differences_shown(table), "method")]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _memory(folder: Path) -> list[str]:
+    """The table of memory a rank, where its benchmark is recorded."""
+    path = folder / "benchmark_training_memory.json"
+    if not path.is_file():
+        return []
+    record = RunRecord.read(path)
+    its, found = record.configuration, record.metrics["pooled"]
+    said = f"REST, {its['interaction']}, {its['encoder']}, U-Net, one scene of {its['size']} x {its['size']} px, AdamW."
+    ranks = [int(name.removeprefix("peak_mib_")) for name in found if name.startswith("peak_mib_")]
+    table = pd.DataFrame(
+        {
+            "MiB a rank": [f"{found[f'peak_mib_{p}']:.0f}" for p in ranks],
+            "times ranks, of one rank's": [f"{found[f'ratio_{p}']:.2f}" for p in ranks],
+        },
+        index=[str(p) for p in ranks],
+    )
+    return [MEMORY_HEAD, said + "\n", _markdown(table, "ranks") + "\n"]
 
 
 def _claims(comparisons: Mapping[str, Records], benchmarks: Mapping[str, Mapping[str, Number]]) -> str:

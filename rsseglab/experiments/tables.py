@@ -321,7 +321,7 @@ def window_curve(records: Records, dataset: str) -> pd.DataFrame:
             if way.startswith("windows of "):
                 side = int(way.split()[2])
             elif way == "whole":
-                side = _whole_px(first.configuration["preset"])
+                side = whole_px(first.configuration["preset"])
             elif way == "overlap 0":
                 side = first.configuration["crop_px"]
             else:
@@ -335,7 +335,7 @@ def window_curve(records: Records, dataset: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _whole_px(preset: Mapping[str, Any]) -> int:
+def whole_px(preset: Mapping[str, Any]) -> int:
     """The longest side of the test scenes, as the preset decimates them."""
     name, _, protocol = preset["data"].partition(":")
     manifest = load_manifest(name)

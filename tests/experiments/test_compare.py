@@ -109,7 +109,7 @@ def test_unknown_methods(tmp_path):
         tables.read_records(tmp_path)
 
 
-def made_record(folder, method, seed, right, val, preset="made", way="overlap 0.5", also=(), context_px=0):
+def made_record(folder, method, seed, right, val, preset="synthetic", way="overlap 0.5", also=(), context_px=0):
     """A method that labels ``right`` of 100 pixels of each of 12 blocks as they are."""
     rng = np.random.default_rng(seed)
     counts = np.zeros((12, 2, 3), np.int64)
@@ -162,7 +162,7 @@ def test_records_of_two_comparisons_do_not_mix(tmp_path):
     with pytest.raises(UserError, match="records of several comparisons"):
         tables.read_records(tmp_path)
     content = json.loads((tmp_path / "crops-256_seed0.json").read_text())
-    assert content["configuration"]["preset"]["data"] == "made"
+    assert content["configuration"]["preset"]["data"] == "synthetic"
 
 
 def test_what_is_missing_is_said(tmp_path):
@@ -207,6 +207,16 @@ def test_benchmarks_decide_claims_too(tmp_path):
     assert matrix.loc["memory_ratio", "verdict"] == "not measured yet"
     (tmp_path / "compare").mkdir()
     assert "| benchmark one | 1e-15 [1e-15, 1e-15] |" in page.page(tmp_path / "compare")
+
+
+def test_the_page_has_the_table_of_memory(tmp_path):
+    found = {"peak_mib_1": 1000.0, "peak_mib_2": 520.0, "ratio_1": 1.0, "ratio_2": 1.04}
+    settings = {"size": 2048, "encoder": "e", "interaction": "exact+spim"}
+    record = RunRecord(["c"], settings, {"pooled": found, "scenes": {}}, [0], 1.0)
+    record.write(tmp_path / "benchmark_training_memory.json")
+    (tmp_path / "compare").mkdir()
+    said = page.page(tmp_path / "compare")
+    assert "REST, exact+spim, e, U-Net, one scene of 2048 x 2048 px" in said and "| 2 | 520 | 1.04 |" in said
 
 
 def test_twins_whose_key_lies_within_a_crop_decide_nothing(tmp_path):
