@@ -244,7 +244,7 @@ for name, found in twins.items():
 # other, else *undecided*.
 
 # %%
-matrix = tables.verdicts(recorded)
+matrix = tables.verdicts(recorded, tables.benchmark_numbers(Path(records).parent))
 with pd.option_context("display.max_colwidth", None):
     display(page.verdicts_shown(matrix))
     left = matrix[matrix["value"].isna()]
