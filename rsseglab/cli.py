@@ -15,6 +15,7 @@ from rsseglab import __version__
 from rsseglab.errors import UserError
 
 if TYPE_CHECKING:
+    from rsseglab.inference.predict import Prediction
     from rsseglab.scenes.scene import LabelClass, Scene
 
 
@@ -312,6 +313,20 @@ def _add_predict(commands: "_Commands") -> None:
         metavar="P",
         help="with --whole: cut scenes over P ranks, in bands of rows, or RxC; torchrun's ranks if it started this",
     )
+    parser.add_argument(
+        "--stream", action="store_true", help="as --whole, but band by band through one device, in bounded memory"
+    )
+    parser.add_argument(
+        "--memory", type=float, default=None, metavar="MIB", help="with --stream: for results; the rest goes to disk"
+    )
+    parser.add_argument(
+        "--spill",
+        type=Path,
+        default=None,
+        metavar="FOLDER",
+        help="with --stream: where on disk; --output's",
+    )
+    parser.add_argument("--resume", action="store_true", help="with --stream: go on where a run was killed")
     parser.add_argument("--device", default=None, help="cpu, cuda, ...; a GPU if there is one")
 
 
@@ -319,13 +334,18 @@ def _predict(args: argparse.Namespace) -> None:
     from rsseglab.inference import Cropping, pick_device, predict_scene
     from rsseglab.training.checkpoint import load_checkpoint
 
-    if args.whole and (args.probabilities or args.window):
-        raise UserError("--whole has no windows and writes no probabilities; leave out --window and --probabilities.")
+    if (args.whole or args.stream) and (args.probabilities or args.window):
+        way = "--whole" if args.whole else "--stream"
+        raise UserError(f"{way} has no windows and writes no probabilities; leave out --window and --probabilities.")
+    if args.whole and args.stream:
+        raise UserError("--whole labels a scene in one pass, --stream band by band; give one of them.")
+    if (args.resume or args.spill or args.memory) and not args.stream:
+        raise UserError("--memory, --spill and --resume belong to --stream; add it, or leave them out.")
     if args.spatial and not args.whole:
         raise UserError("--spatial cuts scenes that are labelled whole; add --whole, or leave it out.")
     trained = load_checkpoint(args.checkpoint)
     window_px = args.window or trained.crop_px
-    if window_px is None and not args.whole:
+    if window_px is None and not (args.whole or args.stream):
         raise UserError(f"{args.checkpoint} was trained on whole scenes; label with --whole, or name a --window.")
     cropping = Cropping(window_px or 512, args.overlap, args.blend, args.placement, args.batch_size)
     device = pick_device(args.device)
@@ -346,14 +366,25 @@ def _predict(args: argparse.Namespace) -> None:
 
         grid = Grid.parse(args.spatial) if args.spatial else None
         for done in predict_scenes_whole(args.checkpoint, scenes, paths, grid, args.device):
-            name, means = ("mean IoU", None) if not args.single_class else (f"IoU of {_one(scenes)}", [_one(scenes)])
-            score = f", {name} {done.confusion.mean_iou(means):.3f}" if done.confusion else ""
-            print(f"{done.path}: {done.seconds:.1f} s, peak {done.peak_mib:.0f} MiB{score}")
+            _print_scored(done, args, scenes)
+        return
+    if args.stream:
+        from rsseglab.inference.stream import predict_stream
+
+        how = {"memory_mib": args.memory, "spill": args.spill, "resume": args.resume, "device": device}
+        for scene, path in zip(scenes, paths, strict=True):
+            _print_scored(predict_stream(trained, scene, path, **how), args, scenes)
         return
     print(f"{trained.decoder} on {trained.encoder}, windows of {cropping.window_px} px, on {device}")
     for scene, path, share in zip(scenes, paths, shares, strict=True):
         done = predict_scene(trained, scene, path, cropping, probabilities=share, device=device)
         print(f"{done.path}: {done.seconds:.1f} s, peak {done.peak_mib:.0f} MiB")
+
+
+def _print_scored(done: "Prediction", args: argparse.Namespace, scenes: "Sequence[Scene]") -> None:
+    name, means = ("mean IoU", None) if not args.single_class else (f"IoU of {_one(scenes)}", [_one(scenes)])
+    score = f", {name} {done.confusion.mean_iou(means):.3f}" if done.confusion else ""
+    print(f"{done.path}: {done.seconds:.1f} s, peak {done.peak_mib:.0f} MiB{score}")
 
 
 def _one(scenes: "Sequence[Scene]") -> str:

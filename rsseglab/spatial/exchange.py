@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 from rsseglab.spatial.cut import Interval, Shape
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.layout import Layout
+from rsseglab.spatial.lazy import LazyTensor, everywhere
 
 Rect = tuple[Interval, ...]  # one interval for each cut axis
 Requests = tuple[tuple[Rect, ...], ...]  # for each tile, the rectangles that it asks for
@@ -214,6 +215,28 @@ class _named:  # noqa: N801
             ) from error
 
 
+def _views(
+    tiles: Sequence[Tensor], dims: tuple[int, ...], pieces: tuple[Piece, ...], requests: Requests
+) -> list[Tensor]:
+    """The rectangles of lazy tiles: the pieces put together, without writing to anything."""
+    parts: dict[tuple[int, int], list[Piece]] = {}
+    for p in pieces:
+        parts.setdefault((p.dst, p.number), []).append(p)
+
+    def joined(its: Sequence[Piece], axis: int) -> Tensor:
+        if axis == len(dims):
+            return _at(tiles[its[0].src], dims, its[0].from_src)
+        places = sorted({p.into_dst[axis] for p in its})
+        strips = [joined([p for p in its if p.into_dst[axis] == place], axis + 1) for place in places]
+        return strips[0] if len(strips) == 1 else torch.cat(strips, dims[axis])
+
+    return [
+        joined(parts[t, n], 0) if (t, n) in parts else _at(tiles[t], dims, ((0, 0),) * len(dims))
+        for t, rects in enumerate(requests)
+        for n in range(len(rects))
+    ]
+
+
 class _Fetch(torch.autograd.Function):
     """Rectangles from tiles; with ``own`` the tile itself comes along, so that its gradient is made once."""
 
@@ -231,6 +254,8 @@ class _Fetch(torch.autograd.Function):
         ctx.layout, ctx.dims, ctx.pieces, ctx.requests, ctx.own = layout, dims, pieces, requests, own
         ctx.name = name
         ctx.shapes = [(t.shape, memory_format(t)) for t in tiles]
+        if isinstance(tiles[0], LazyTensor):
+            return (*(tiles if own else ()), *_views(tiles, dims, pieces, requests))
         held = dict(zip(layout.held, tiles, strict=True))
         rects = {(t, n): _empty(held[t], dims, rect) for t in layout.held for n, rect in enumerate(requests[t])}
         sends: dict[int, list[Tensor]] = {}
@@ -421,13 +446,13 @@ def reduce_sum(layout: Layout, partials: Sequence[Tensor], name: str) -> Tensor:
     if layout.parts == 1 and layout.mesh is None:
         return total
     reduced: Tensor = _AllReduce.apply(total, layout, name)
-    return reduced
+    return everywhere(reduced)
 
 
 def gather(layout: Layout, partials: Sequence[Tensor], name: str) -> Tensor:
     """Stack what all tiles contribute, (P, ...), on every rank."""
     if layout.mesh is None:
-        return torch.stack(list(partials))
+        return everywhere(torch.stack(list(partials)))
     zero = torch.zeros_like(partials[0])
     rows = [partials[0] if tile == layout.rank else zero for tile in range(layout.parts)]
     return reduce_sum(layout, [torch.stack(rows)], name)

@@ -29,6 +29,7 @@ from rsseglab.spatial.cut import (
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.exchange import Rect, Traffic, agree, all_reduce_, fetch
 from rsseglab.spatial.layout import Layout, bounds
+from rsseglab.spatial.lazy import LazyTensor, everywhere
 
 Rule = Callable[..., Any]
 Handler = TypeVar("Handler", bound=Rule)
@@ -231,8 +232,13 @@ def view_rule(*functions: Any) -> Callable[[Handler], Handler]:
 def _share(x: SceneTensor, view: Any) -> None:
     if isinstance(view, SceneTensor) and view is not x:
         view.memory, view.writes = x.memory, x.memory.writes
-        if all(a.untyped_storage()._cdata == b.untyped_storage()._cdata for a, b in zip(x._tiles, view._tiles)):  # noqa: B905
+        if all(_memory(a) == _memory(b) for a, b in zip(x._tiles, view._tiles)):  # noqa: B905
             view.store = x.store
+
+
+def _memory(tile: Tensor) -> int:
+    """The same number for tensors that share memory."""
+    return id(tile.root) if isinstance(tile, LazyTensor) else tile.untyped_storage()._cdata
 
 
 def wrap(dim: int, dims: int) -> int:
@@ -495,6 +501,14 @@ class Copied(Tensor):
             return func(*args, **(kwargs or {}))
 
 
+def copied(x: Tensor) -> Tensor:
+    """Mark a copy where torch has a view."""
+    if isinstance(x, LazyTensor):
+        x.copied = True
+        return x
+    return x.as_subclass(Copied)
+
+
 def _whole(x: SceneTensor) -> Tensor:
     """Join in one process by concatenation; over ranks by fetching everything."""
     _check_usable(x, "join")
@@ -505,7 +519,7 @@ def _whole(x: SceneTensor) -> Tensor:
         return tiles[0].reshape(x.shape)
     if x.layout.mesh is None:
         whole: Tensor = _Join.apply(x.layout, sizes, simple, *tiles)
-        return whole.reshape(x.shape)
+        return everywhere(whole).reshape(x.shape)
     everything = (tuple((0, axis.length) for axis in simple),)
     windows = tuple(window_of(simple, t) for t in range(x.layout.parts))
     _, [[whole]] = fetch(x.layout, tiles, dims, windows, (everything,) * x.layout.parts, "join")

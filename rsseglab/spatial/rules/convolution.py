@@ -23,6 +23,7 @@ from torch import Tensor
 from rsseglab.spatial.cut import Interval, window_of
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.exchange import Rect, fetch
+from rsseglab.spatial.lazy import LazyTensor
 from rsseglab.spatial.tensor import SceneTensor, is_cut, named, refusal, rule
 from rsseglab.spatial.windows import (
     Needs,
@@ -107,7 +108,8 @@ def conv2d(
         return y[:, :, : want[0], : want[1]] if list(y.shape[2:]) != want else y
 
     sizes = (sizes[0], sizes[1])
-    split = _frames(x, sizes, needs, geometry) if min(sizes) > 0 else None
+    glued = min(sizes) < 1 or isinstance(x.tiles[0], LazyTensor)  # nothing is written in place before it is there
+    split = None if glued else _frames(x, sizes, needs, geometry)
     if split is None:
         return windowed(x, sizes, weight.shape[0], needs, compute, "conv2d")
     return _superposed(x, sizes, weight.shape[0], needs, compute, geometry, split)

@@ -17,9 +17,9 @@ from torch import Tensor
 from rsseglab.spatial.cut import Axis, moved, part_of
 from rsseglab.spatial.rules.pointwise import aligned, local_to
 from rsseglab.spatial.tensor import (
-    Copied,
     SceneTensor,
     banded,
+    copied,
     is_cut,
     join,
     named,
@@ -85,7 +85,7 @@ def getitem(x: SceneTensor, key: Any) -> Any:
         y = join(y)
         for d in reversed(single):
             y = y.select(d, 0)
-        y = y.as_subclass(Copied)
+        y = copied(y)
     return y
 
 

@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.exchange import all_reduce_, memory_format
 from rsseglab.spatial.layout import Layout
+from rsseglab.spatial.lazy import everywhere
 from rsseglab.spatial.rules.pointwise import elementwise
 from rsseglab.spatial.tensor import SceneTensor, is_cut, named, refusal, rule
 from rsseglab.spatial.windows import samplewise
@@ -49,15 +50,15 @@ def merged_moments(
         if n:
             mean, var = _moments(tile.to(wide), dims)
             moments.append((n, mean, var * n))
-            total += n * mean
+            total = total + n * mean
     if mesh is not None:
         held = torch.tensor(float(sum(n for n, _, _ in moments)), dtype=total.dtype, device=total.device)
         count = int(all_reduce_(held, layout, name, mesh).item())
-    all_reduce_(total, layout, name, mesh)
+    all_reduce_(everywhere(total), layout, name, mesh)
     mean_all = total / count
     squares = torch.zeros_like(total)
     for n, mean, m2 in moments:
-        squares += m2 + n * (mean - mean_all) ** 2
+        squares = squares + m2 + n * (mean - mean_all) ** 2
     all_reduce_(squares, layout, name, mesh)
     return mean_all.to(wide), (squares / count).to(wide), count
 

@@ -17,8 +17,8 @@ from rsseglab.spatial.cut import local_shape, map_axes, moved, on_multiples, vie
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.exchange import Rect, fetch
 from rsseglab.spatial.tensor import (
-    Copied,
     SceneTensor,
+    copied,
     fetch_windows,
     getter,
     join,
@@ -68,7 +68,7 @@ def _reread(x: SceneTensor, shape: tuple[int, ...]) -> Any:
     """
     whole = join(x).reshape(shape)
     if len(shape) != 4:
-        return whole.as_subclass(Copied)
+        return copied(whole)
     axes = map_axes(x.layout, shape[2], shape[3])
     return x.like([window(whole, axes, tile) for tile in x.layout.held], shape, axes)
 
@@ -153,7 +153,7 @@ def expand(x: SceneTensor, *sizes: Any, **kwargs: Any) -> Any:
     ahead = len(shape) - x.dim()
     shape = [x.shape[k - ahead] if n == -1 else n for k, n in enumerate(shape)]
     if any(shape[a.dim + ahead] != x.shape[a.dim] for a in x.axes):
-        return join(x).expand(shape).as_subclass(Copied)  # a single row, wanted by all
+        return copied(join(x).expand(shape))  # a single row, wanted by all
     axes = moved(x.axes, {d: d + ahead for d in range(x.dim())})
     tiles = [t.expand(local_shape(shape, axes, k)) for k, t in zip(x.layout.held, x.tiles, strict=True)]
     return x.like(tiles, shape, axes)

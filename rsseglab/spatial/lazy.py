@@ -1,0 +1,307 @@
+"""Tiles that are not computed yet: what would be done to them is written down, and done when it is asked for.
+
+A ``LazyTensor`` has a shape, a dtype and a device, and no values. Every operation on one becomes a ``Node`` of a
+program: the operation, below autograd, and what it reads. So the engine's rules, and backward passes, run on lazy tiles
+as they are, once; ``rsseglab.spatial.stream`` then decides in which order the nodes are computed and how long their
+results are kept.
+
+Only what owns memory is a node. A view is a note on a reference, ``Ref``, and is taken anew by whoever reads it; so a
+node's result is freed, or moved to disk, as one piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rsseglab.spatial.errors import SpatialError
+
+aten = torch.ops.aten
+SAME_VALUES = (aten.detach.default, aten.alias.default, aten.lift_fresh.default)
+ASKS_FOR_VALUES = (aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default)
+
+
+class Node:
+    """One operation and what it reads; its result, once it is computed.
+
+    Attributes:
+        function: what is called.
+        args: arguments, with a `Ref` in the place of each lazy tensor.
+        kwargs: likewise.
+        reads: the nodes of these references, each once.
+        nbytes: of the result.
+        layer: the module that asked for it, by name.
+        tile: of the scene that it is about, as far as that can be told: that of the largest tensor that it reads.
+        barrier: whether all of the scene goes into it.
+    """
+
+    __slots__ = ("args", "barrier", "function", "kwargs", "layer", "nbytes", "reads", "tile")
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        results: Sequence[Tensor],
+        layer: str,
+        tile: int | None,
+    ) -> None:
+        self.function, self.args, self.kwargs, self.layer, self.tile = function, args, kwargs, layer, tile
+        self.reads = tuple(dict.fromkeys(ref.node for ref in refs_in((args, kwargs))))
+        self.nbytes = sum(t.untyped_storage().nbytes() for t in results)
+        self.barrier = False
+
+    def compute(self, values: Callable[[Node], Any]) -> Any:
+        """The result, from those of the nodes that it reads."""
+        args, kwargs = _filled(self.args, values), _filled(self.kwargs, values)
+        return self.function(*args, **kwargs)
+
+
+class View(NamedTuple):
+    """An operation that torch answers with a view, and which of its results is meant."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    number: int | None
+
+
+class Ref:
+    """A node's result, or one of several, seen through views."""
+
+    __slots__ = ("index", "node", "views")
+
+    def __init__(self, node: Node, index: int | None = None, views: tuple[View, ...] = ()) -> None:
+        self.node, self.index, self.views = node, index, views
+
+    def of(self, result: Any) -> Any:
+        """The tensor that is meant, from the node's result."""
+        x = result if self.index is None else result[self.index]
+        for function, args, kwargs, index in self.views:
+            x = function(x, *args, **kwargs)
+            x = x if index is None else x[index]
+        return x
+
+
+def refs_in(args: Any) -> Iterator[Ref]:
+    """References in nested arguments."""
+    if type(args) is Ref:
+        yield args
+    elif type(args) is dict:
+        for value in args.values():
+            yield from refs_in(value)
+    elif isinstance(args, tuple | list):
+        for value in args:
+            yield from refs_in(value)
+
+
+def _filled(args: Any, values: Callable[[Node], Any]) -> Any:
+    if type(args) is Ref:
+        return args.of(values(args.node))
+    if type(args) is dict:
+        return {key: _filled(value, values) for key, value in args.items()}
+    if isinstance(args, tuple | list):
+        return type(args)(_filled(value, values) for value in args)
+    return args
+
+
+class Root:
+    """The memory that a lazy tensor and its views share; an operation in place gives it another node."""
+
+    __slots__ = ("index", "node", "shape")
+
+    def __init__(self, node: Node, shape: torch.Size, index: int | None = None) -> None:
+        self.node, self.shape, self.index = node, shape, index
+
+
+class Recorder:
+    """Where lazy tensors write down what is done to them.
+
+    Attributes:
+        layer: name of the module that runs; nodes are labelled with it.
+        nodes: how many there are.
+    """
+
+    def __init__(self) -> None:
+        self.layer = ""
+        self.nodes = 0
+        self._metas: dict[int, tuple[Tensor, Tensor]] = {}  # of plain tensors, such as weights
+
+    def source(self, function: Callable[[], Tensor], meta: Tensor, device: torch.device, tile: int) -> LazyTensor:
+        """A tile that a function will give."""
+        node = self._node(function, (), {}, [meta], tile)
+        return self._lazy(meta, Root(node, meta.shape), (), device)
+
+    def record(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Write an operation down; its lazy result."""
+        if function in SAME_VALUES:
+            return self._lazy(args[0].meta, args[0].root, args[0].views, args[0].device)
+        if function in ASKS_FOR_VALUES:
+            raise SpatialError(
+                f"{function} asks for values while a scene is streamed, and there are none yet: the network's work "
+                "depends on what it sees; label the scene whole, or in crops."
+            )
+        try:
+            meta = function(*self._on_meta(args), **self._on_meta(kwargs))
+        except NotImplementedError as error:
+            raise SpatialError(f"{function} can't be planned ({error}); label the scene whole, or in crops.") from error
+        if function.is_view or function is aten._unsafe_view.default:
+            return self._view(function, args, kwargs, meta)
+        device = _device(args, kwargs)
+        if function._schema.is_mutable:
+            return self._in_place(function, args, kwargs)
+        results = [meta] if isinstance(meta, Tensor) else [m for m in meta if isinstance(m, Tensor)]
+        node = self._node(function, _referred(args), _referred(kwargs), results, _tile_of((args, kwargs)))
+        if isinstance(meta, Tensor):
+            return self._lazy(meta, Root(node, meta.shape), (), device)
+        return type(meta)(
+            self._lazy(m, Root(node, m.shape, i), (), device) if isinstance(m, Tensor) else m
+            for i, m in enumerate(meta)
+        )
+
+    def _node(self, function: Any, args: Any, kwargs: Any, results: Sequence[Tensor], tile: int | None) -> Node:
+        self.nodes += 1
+        return Node(function, args, kwargs, results, self.layer, tile)
+
+    def _lazy(self, meta: Tensor, root: Root, views: tuple[View, ...], device: torch.device) -> LazyTensor:
+        return LazyTensor(self, meta, root, views, device)
+
+    def _view(self, function: Any, args: Any, kwargs: Any, meta: Any) -> Any:
+        x, rest = args[0], tuple(args[1:])
+        # Strides of a kernel's result may be others than were planned; values are the same.
+        function = torch.reshape if function in (aten.view.default, aten._unsafe_view.default) else function
+        if isinstance(meta, Tensor):
+            return self._lazy(meta, x.root, (*x.views, View(function, rest, kwargs, None)), x.device)
+        return type(meta)(
+            self._lazy(m, x.root, (*x.views, View(function, rest, kwargs, i)), x.device) for i, m in enumerate(meta)
+        )
+
+    def _in_place(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """An operation that overwrites its first operand: one that does not, and whoever shares memory sees it."""
+        target = args[0]
+        name = function._schema.name.removeprefix("aten::")
+        twin = getattr(getattr(aten, name.rstrip("_"), None), function._overloadname, None)
+        lazy = isinstance(target, LazyTensor) and not target.copied
+        if not lazy or twin is None or any(view.function is not torch.reshape for view in target.views):
+            raise SpatialError(
+                f"{function} overwrites a part of a tensor while a scene is streamed; build the new tensor out of "
+                "place (torch.where, torch.cat), or label the scene whole."
+            )
+        root = target.root
+        tile, args, kwargs = _tile_of((args, kwargs)), _referred(args), _referred(kwargs)
+        if target.views:  # all of the memory, in another shape
+            shape, into = root.shape, twin
+            twin = lambda *args, **kwargs: into(*args, **kwargs).reshape(shape)  # noqa: E731
+        root.node, root.index = self._node(twin, args, kwargs, [target.meta], tile), None
+        return target
+
+    def _on_meta(self, args: Any) -> Any:
+        if isinstance(args, LazyTensor):
+            return args.meta
+        if isinstance(args, Tensor):
+            if id(args) not in self._metas:
+                self._metas[id(args)] = (args, args.to("meta"))  # the tensor is kept, lest another take its id
+            return self._metas[id(args)][1]
+        if isinstance(args, torch.device):
+            return torch.device("meta")
+        if type(args) is dict:
+            return {key: self._on_meta(value) for key, value in args.items()}
+        if isinstance(args, tuple | list):
+            return type(args)(self._on_meta(value) for value in args)
+        return args
+
+
+class LazyTensor(Tensor):
+    """A tensor whose values are not known yet; see the module.
+
+    Attributes:
+        recorder: where operations on it are written down.
+        meta: a tensor of its shape and strides, without values.
+        root: where its values will be.
+        views: how it sees them.
+        copied: whether it is a copy where torch has a view (``rsseglab.spatial.tensor.Copied``), not to be written to.
+    """
+
+    recorder: Recorder
+    meta: Tensor
+    root: Root
+    views: tuple[View, ...]
+    copied: bool
+
+    @staticmethod
+    def __new__(
+        cls, recorder: Recorder, meta: Tensor, root: Root, views: tuple[View, ...], device: torch.device
+    ) -> LazyTensor:
+        """Wrap a shape."""
+        self: LazyTensor = Tensor._make_wrapper_subclass(
+            cls,
+            meta.shape,
+            strides=meta.stride(),
+            storage_offset=meta.storage_offset(),
+            dtype=meta.dtype,
+            device=device,
+        )
+        self.recorder, self.meta, self.root, self.views, self.copied = recorder, meta, root, views, False
+        return self
+
+    @property
+    def ref(self) -> Ref:
+        """What it stands for by now."""
+        return Ref(self.root.node, self.root.index, self.views)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"LazyTensor(shape={list(self.shape)}, dtype={self.dtype}, device={self.device})"
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Write the operation down."""
+        kwargs = kwargs or {}
+        return next(_lazy_in((args, kwargs))).recorder.record(func, args, kwargs)
+
+
+def everywhere(x: Tensor) -> Tensor:
+    """Say that all of the scene goes into a tensor."""
+    if isinstance(x, LazyTensor):
+        x.root.node.barrier, x.root.node.tile = True, None
+    return x
+
+
+def _lazy_in(args: Any) -> Iterator[LazyTensor]:
+    """Lazy tensors in nested arguments."""
+    if isinstance(args, LazyTensor):
+        yield args
+    elif type(args) is dict:
+        for value in args.values():
+            yield from _lazy_in(value)
+    elif isinstance(args, tuple | list):
+        for value in args:
+            yield from _lazy_in(value)
+
+
+def _tile_of(args: Any) -> int | None:
+    """The tile of the largest tensor that is of one; none where two are as large."""
+    sizes = [(x.meta.numel(), x.root.node.tile) for x in _lazy_in(args) if x.root.node.tile is not None]
+    most = max(sizes, default=(0, 0))[0]
+    found = {tile for size, tile in sizes if size == most}
+    return found.pop() if len(found) == 1 else None
+
+
+def _device(args: Any, kwargs: Any) -> torch.device:
+    return kwargs.get("device") or next(_lazy_in((args, kwargs))).device
+
+
+def _referred(args: Any) -> Any:
+    if isinstance(args, LazyTensor):
+        return args.ref
+    if type(args) is dict:
+        return {key: _referred(value) for key, value in args.items()}
+    if isinstance(args, tuple | list):
+        return type(args)(_referred(value) for value in args)
+    return args

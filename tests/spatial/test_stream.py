@@ -1,0 +1,186 @@
+"""Streaming: any network band by band, equal to the whole-scene call, in memory that does not grow with height."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import NETWORKS, QUICK, build, scene
+from torch import nn
+
+from rsseglab.spatial import SpatialError, stream
+
+
+def streamed(plan, image, **options):
+    """The output, whole; and that each row of the image is read once, and bands come from top to bottom."""
+    reads, bands = [], []
+
+    def read(row0, row1):
+        reads.append((row0, row1))
+        return image[:, :, row0:row1]
+
+    for first, end, band in plan.run(read, **options):
+        assert first == (bands[-1][1] if bands else plan.outputs[0][0])
+        bands.append((first, end, band))
+    rows = [row for row0, row1 in reads for row in range(row0, row1)]
+    assert len(rows) == len(set(rows))
+    return torch.cat([band for *_, band in bands], 2)
+
+
+def difference(ours, theirs):
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def check(decoder, encoder, size):
+    model, image = build(decoder, encoder).eval(), scene(size, 1)
+    with torch.no_grad():
+        whole = model(image)
+    plan = stream.plan(model, *size, 3, rows=24)
+    assert difference(streamed(plan, image), whole) < 1e-10
+    short = stream.plan(model, *size, 3, rows=24, memory_mib=plan.peak_bytes / 2**21)
+    assert short.written_bytes and short.peak_bytes < plan.peak_bytes
+    assert difference(streamed(short, image), whole) < 1e-10
+    assert difference(streamed(plan, image), whole) < 1e-10  # once more: a plan holds no values
+
+
+@pytest.mark.parametrize(("decoder", "encoder", "size"), QUICK)
+def test_quick_networks(decoder, encoder, size):
+    check(decoder, encoder, size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("decoder", "encoder", "size"), [n for n in NETWORKS if n not in QUICK])
+def test_networks(decoder, encoder, size):
+    check(decoder, encoder, size)
+
+
+class Plain(nn.Module):
+    """Convolutions, a stride, a resize, in place: as reachable as real networks, and small."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.second = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(inplace=True))
+        self.head = nn.Conv2d(11, 4, 3, padding=1)
+
+    def forward(self, x):
+        y = self.second(self.first(x))
+        return self.head(torch.cat([x, F.interpolate(y, size=x.shape[2:], mode="bilinear")], 1))
+
+
+@pytest.mark.parametrize("size", [(131, 50), (64, 33), (17, 8), (1, 9)])
+def test_odd_sizes(size):
+    model, image = Plain().double().eval(), scene(size, 1)
+    with torch.no_grad():
+        whole = model(image)
+    for rows in (1, 7, 32, 500):
+        assert difference(streamed(stream.plan(model, *size, 3, rows=rows), image), whole) < 1e-12
+
+
+def test_memory_does_not_grow_with_height():
+    model = Plain().eval()
+    low, high = (stream.plan(model, height, 64, 3, rows=16) for height in (512, 4096))
+    assert low.peak_bytes == high.peak_bytes and low.passes == high.passes == 1
+    assert 0 < low.reach == high.reach < 80
+    width = stream.plan(model, 512, 128, 3, rows=16)
+    assert 1.9 < width.peak_bytes / low.peak_bytes < 2.1
+
+
+def test_an_operation_over_all_is_a_pass_and_goes_to_disk():
+    class Pooled(Plain):
+        def forward(self, x):
+            y = super().forward(x)
+            return y * torch.sigmoid(y.mean((2, 3), keepdim=True))
+
+    model, image = Pooled().double().eval(), scene((512, 40), 1)
+    free = stream.plan(model, 512, 40, 3, rows=16)
+    assert free.passes == 2 and free.written_bytes == 0
+    bound = stream.plan(model, 512, 40, 3, rows=16, memory_mib=0.5)
+    tall = stream.plan(model, 2048, 40, 3, rows=16, memory_mib=0.5)
+    assert max(bound.peak_bytes, tall.peak_bytes) <= 2**19 < free.peak_bytes
+    assert tall.written_bytes > 3.5 * bound.written_bytes and bound.disk_bytes <= bound.written_bytes
+    with torch.no_grad():
+        assert difference(streamed(bound, image), model(image)) < 1e-12
+
+
+def test_from_a_row_on():
+    model, image = Plain().double().eval(), scene((400, 40), 1)
+    with torch.no_grad():
+        whole = model(image)
+    plan = stream.plan(model, 400, 40, 3, rows=16, start=320)
+    first = plan.outputs[0][0]
+    assert 300 < first <= 320 and difference(streamed(plan, image), whole[:, :, first:]) < 1e-12
+    rows = []
+    list(plan.run(lambda row0, row1: rows.append(row0) or image[:, :, row0:row1]))
+    assert min(rows) > 250  # no more than the network's reach above it
+
+
+def test_the_plan_as_table_and_picture():
+    plan = stream.plan(Plain().eval(), 512, 64, 3, rows=16)
+    said = str(plan).splitlines()
+    assert said[0].startswith("512 x 64 px in 32 bands of about 16 rows, 1 pass; ")
+    most = {layer: most for layer, (most, _) in plan.buffers().items()}
+    assert set(most) >= {"first.0", "second.0", "head", ""} and any(line.startswith("(the image)") for line in said)
+    assert sum(worst for _, worst in plan.buffers().values()) == plan.peak_bytes
+    axes = plan.plot().axes[0]
+    assert "(the image)" in [label.get_text() for label in axes.get_yticklabels()]
+    assert axes.get_xlabel() == "row of the scene, px"
+
+
+def test_gradients_and_coins_of_the_caller_are_left_alone():
+    model, image = Plain().double().eval(), scene((64, 40), 1)
+    plan = stream.plan(model, 64, 40, 3)
+    for _, _, band in plan.run(lambda a, b: image[:, :, a:b]):
+        assert torch.is_grad_enabled() and not band.requires_grad
+
+
+class Refused(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: x * 2 if x.mean() > 0 else x, "asks for values"),
+        (lambda x: torch.fft.fft2(x).real, "has no rule"),
+        (lambda x: x.mean(), "not a map"),
+        (lambda x: x.sort(2)[0], "has no rule"),
+    ],
+)
+def test_what_is_refused_before_a_pixel_is_read(function, message):
+    with pytest.raises(SpatialError, match=message):
+        stream.plan(Refused(function), 64, 32, 3)
+
+
+def test_a_full_disk_is_named_and_left_clean(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    class Pooled(Plain):
+        def forward(self, x):
+            y = super().forward(x)
+            return y * y.mean((2, 3), keepdim=True)
+
+    monkeypatch.setattr(torch, "save", full)
+    plan = stream.plan(Pooled().eval(), 512, 64, 3, rows=16, memory_mib=0.25)
+    with pytest.raises(SpatialError, match="cannot take what does not fit in memory"):
+        list(plan.run(lambda a, b: torch.zeros(1, 3, b - a, 64), tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_write_into_a_part_of_a_tensor_is_seen_or_refused():
+    """In-place operations on a tensor and on its views in another shape are followed."""
+
+    def all_of_it(x):
+        y = x * 2
+        seen = y.flatten(2)
+        y += 1
+        return y + seen.reshape(y.shape)
+
+    image = scene((64, 8), 1)
+    plan = stream.plan(Refused(all_of_it), 64, 8, 3, rows=16, dtype=image.dtype)
+    assert difference(streamed(plan, image), all_of_it(image)) < 1e-14
