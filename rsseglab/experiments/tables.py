@@ -187,7 +187,7 @@ def _pair_accuracy(seeds: Mapping[int, RunRecord], draws: int = 2000) -> Number:
     mean = by_seed.mean(axis=1)
     seed_weights = rng.multinomial(count, np.full(count, 1 / count), size=draws) / count
     drawn = mean + stretch(count) * ((seed_weights * by_seed).sum(axis=1) - mean)
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = np.clip(np.quantile(drawn, [0.025, 0.975]), 0, 1)
     return float(values.mean()), float(low), float(high)
 
 

@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from rsseglab.spatial.cut import Interval, Shape
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.layout import Layout
-from rsseglab.spatial.lazy import LazyTensor, everywhere
+from rsseglab.spatial.lazy import LazyTensor, everywhere, opaque
 
 Rect = tuple[Interval, ...]  # one interval for each cut axis
 Requests = tuple[tuple[Rect, ...], ...]  # for each tile, the rectangles that it asks for
@@ -237,6 +237,34 @@ def _views(
     ]
 
 
+def _views_back(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The gradient of each lazy tile: that of all pieces of it, added up where they lie."""
+    own = len(ctx.shapes) if ctx.own else 0
+    keys = [(t, n) for t, rects in enumerate(ctx.requests) for n in range(len(rects))]
+    rects = dict(zip(keys, grads[own:], strict=True))
+    found: list[list[tuple[Rect | None, Tensor]]] = [[(None, grad)] for grad in grads[:own]] or [[] for _ in ctx.shapes]
+    for p in sorted(ctx.pieces, key=lambda p: p.src != p.dst):
+        found[p.src].append((p.from_src, _at(rects[p.dst, p.number], ctx.dims, p.into_dst)))
+    back = []
+    for (shape, form), its in zip(ctx.shapes, found, strict=True):
+        places = [place for place, _ in its]
+        back.append(
+            _added(shape, form, ctx.dims, places, *(grad for _, grad in its)) if its else grads[-1].new_zeros(shape)
+        )
+    return tuple(back)
+
+
+@opaque
+def _added(
+    shape: Shape, form: torch.memory_format, dims: Sequence[int], places: Sequence[Rect | None], *parts: Tensor
+) -> Tensor:
+    """Tensors added up in one of ``shape``, each at its place (None: all of it)."""
+    total = torch.empty(shape, dtype=parts[0].dtype, device=parts[0].device, memory_format=form).zero_()
+    for place, part in zip(places, parts, strict=True):
+        (total if place is None else _at(total, dims, place)).add_(part)
+    return total
+
+
 class _Fetch(torch.autograd.Function):
     """Rectangles from tiles; with ``own`` the tile itself comes along, so that its gradient is made once."""
 
@@ -277,6 +305,8 @@ class _Fetch(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        if isinstance(grads[-1], LazyTensor):
+            return (None,) * 6 + _views_back(ctx, grads)
         layout, dims = ctx.layout, ctx.dims
         count, like = len(layout.held), grads[0]
         back: dict[int, Tensor] = {}

@@ -12,15 +12,21 @@ node's result is freed, or moved to disk, as one piece.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from rsseglab.spatial.errors import SpatialError
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 aten = torch.ops.aten
 SAME_VALUES = (aten.detach.default, aten.alias.default, aten.lift_fresh.default)
+FACTORIES = [  # they look at no value
+    getattr(aten, f"{how}{what}").default for what in ("empty", "zeros", "ones", "full") for how in ("new_",)
+] + [getattr(aten, f"{what}_like").default for what in ("empty", "zeros", "ones", "full")]
+OUT_OF_PLACE = {aten.bernoulli_.float: aten.bernoulli.p}  # where the name does not tell
 ASKS_FOR_VALUES = (aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default)
 
 
@@ -35,10 +41,11 @@ class Node:
         nbytes: of the result.
         layer: the module that asked for it, by name.
         tile: of the scene that it is about, as far as that can be told: that of the largest tensor that it reads.
+        number: nodes are numbered as they are written down.
         barrier: whether all of the scene goes into it.
     """
 
-    __slots__ = ("args", "barrier", "function", "kwargs", "layer", "nbytes", "reads", "tile")
+    __slots__ = ("args", "barrier", "function", "kwargs", "layer", "nbytes", "number", "reads", "tile")
 
     def __init__(
         self,
@@ -48,8 +55,10 @@ class Node:
         results: Sequence[Tensor],
         layer: str,
         tile: int | None,
+        number: int,
     ) -> None:
-        self.function, self.args, self.kwargs, self.layer, self.tile = function, args, kwargs, layer, tile
+        self.function, self.args, self.kwargs = function, args, kwargs
+        self.layer, self.tile, self.number = layer, tile, number
         self.reads = tuple(dict.fromkeys(ref.node for ref in refs_in((args, kwargs))))
         self.nbytes = sum(t.untyped_storage().nbytes() for t in results)
         self.barrier = False
@@ -116,6 +125,24 @@ class Root:
     def __init__(self, node: Node, shape: torch.Size, index: int | None = None) -> None:
         self.node, self.shape, self.index = node, shape, index
 
+    def read(self) -> Node:
+        """The node, for one that reads it."""
+        return self.node
+
+
+class ReadAgain(Root):
+    """What is read from disk whenever it is needed, instead of being kept."""
+
+    __slots__ = ("make",)
+
+    def __init__(self, make: Callable[[], Node], shape: torch.Size) -> None:
+        super().__init__(make(), shape)
+        self.make = make
+
+    def read(self) -> Node:
+        """A node for each reader."""
+        return self.make()
+
 
 class Recorder:
     """Where lazy tensors write down what is done to them.
@@ -123,17 +150,30 @@ class Recorder:
     Attributes:
         layer: name of the module that runs; nodes are labelled with it.
         nodes: how many there are.
+        effects: plain tensors that are overwritten, such as running means, and what by.
     """
 
     def __init__(self) -> None:
         self.layer = ""
         self.nodes = 0
+        self.effects: list[tuple[Tensor, Ref]] = []
         self._metas: dict[int, tuple[Tensor, Tensor]] = {}  # of plain tensors, such as weights
 
-    def source(self, function: Callable[[], Tensor], meta: Tensor, device: torch.device, tile: int) -> LazyTensor:
-        """A tile that a function will give."""
-        node = self._node(function, (), {}, [meta], tile)
-        return self._lazy(meta, Root(node, meta.shape), (), device)
+    def source(
+        self,
+        function: Callable[[], Tensor],
+        meta: Tensor,
+        device: torch.device,
+        tile: int | None = None,
+        again: bool = False,
+    ) -> LazyTensor:
+        """A tensor that a function will give: once, or again to each operation that reads it."""
+
+        def node() -> Node:
+            return self._node(function, (), {}, [meta], tile)
+
+        root = ReadAgain(node, meta.shape) if again else Root(node(), meta.shape)
+        return self._lazy(meta, root, (), device)
 
     def record(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Write an operation down; its lazy result."""
@@ -150,11 +190,21 @@ class Recorder:
             raise SpatialError(f"{function} can't be planned ({error}); label the scene whole, or in crops.") from error
         if function.is_view or function is aten._unsafe_view.default:
             return self._view(function, args, kwargs, meta)
-        device = _device(args, kwargs)
         if function._schema.is_mutable:
             return self._in_place(function, args, kwargs)
+        return self._results(function, args, kwargs, meta)
+
+    def write(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Write a function down that is none of torch's operations."""
+        return self._results(function, args, kwargs, function(*self._on_meta(args), **self._on_meta(kwargs)))
+
+    def _results(self, function: Any, args: Any, kwargs: Any, meta: Any) -> Any:
+        device, tile = _device(args, kwargs), _tile_of((args, kwargs))
+        if function in FACTORIES:  # a tensor of that shape, without its values, which may be long in coming
+            x = args[0]
+            args = (torch.empty((), dtype=x.dtype, device=x.device).expand(x.shape), *args[1:])
         results = [meta] if isinstance(meta, Tensor) else [m for m in meta if isinstance(m, Tensor)]
-        node = self._node(function, _referred(args), _referred(kwargs), results, _tile_of((args, kwargs)))
+        node = self._node(function, _referred(args), _referred(kwargs), results, tile)
         if isinstance(meta, Tensor):
             return self._lazy(meta, Root(node, meta.shape), (), device)
         return type(meta)(
@@ -164,7 +214,7 @@ class Recorder:
 
     def _node(self, function: Any, args: Any, kwargs: Any, results: Sequence[Tensor], tile: int | None) -> Node:
         self.nodes += 1
-        return Node(function, args, kwargs, results, self.layer, tile)
+        return Node(function, args, kwargs, results, self.layer, tile, self.nodes)
 
     def _lazy(self, meta: Tensor, root: Root, views: tuple[View, ...], device: torch.device) -> LazyTensor:
         return LazyTensor(self, meta, root, views, device)
@@ -183,7 +233,13 @@ class Recorder:
         """An operation that overwrites its first operand: one that does not, and whoever shares memory sees it."""
         target = args[0]
         name = function._schema.name.removeprefix("aten::")
-        twin = getattr(getattr(aten, name.rstrip("_"), None), function._overloadname, None)
+        twin = OUT_OF_PLACE.get(function) or getattr(
+            getattr(aten, name.rstrip("_"), None), function._overloadname, None
+        )
+        if twin is not None and type(target) in (Tensor, torch.nn.Buffer) and not target.requires_grad:
+            node = self._node(twin, args[:1] + _referred(args[1:]), _referred(kwargs), [target], None)
+            self.effects.append((target, Ref(node)))
+            return target
         lazy = isinstance(target, LazyTensor) and not target.copied
         if not lazy or twin is None or any(view.function is not torch.reshape for view in target.views):
             raise SpatialError(
@@ -250,7 +306,7 @@ class LazyTensor(Tensor):
     @property
     def ref(self) -> Ref:
         """What it stands for by now."""
-        return Ref(self.root.node, self.root.index, self.views)
+        return Ref(self.root.read(), self.root.index, self.views)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"LazyTensor(shape={list(self.shape)}, dtype={self.dtype}, device={self.device})"
@@ -264,6 +320,22 @@ class LazyTensor(Tensor):
         """Write the operation down."""
         kwargs = kwargs or {}
         return next(_lazy_in((args, kwargs))).recorder.record(func, args, kwargs)
+
+
+def opaque(function: Function) -> Function:
+    """Let lazy tensors take a function as one operation, whatever it does inside: it looks at strides, or values.
+
+    It has to give shapes for ``meta`` tensors, and tensors that are new. Autograd does not see it: it belongs inside an
+    ``autograd.Function``, or takes nothing that is differentiated.
+    """
+
+    @wraps(function)
+    def either(*args: Any, **kwargs: Any) -> Any:
+        lazy = next(_lazy_in((args, kwargs)), None)
+        assert lazy is None or not (torch.is_grad_enabled() and lazy.requires_grad), "autograd would not see it"
+        return function(*args, **kwargs) if lazy is None else lazy.recorder.write(function, args, kwargs)
+
+    return either  # type: ignore[return-value]
 
 
 def everywhere(x: Tensor) -> Tensor:

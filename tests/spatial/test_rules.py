@@ -378,7 +378,7 @@ def test_attention_dropout_does_not_depend_on_the_cut():
 def test_every_pixel_tosses_its_own_coin():
     for layout in LAYOUTS:
         scene = cut(torch.zeros(2, 3, 13, 11), layout)
-        index = scene.like([global_index(scene, tile) for tile in layout.held])
+        index = scene.like([global_index(tuple(scene.shape), scene.axes, tile, scene.device) for tile in layout.held])
         assert torch.equal(join(index), torch.arange(2 * 3 * 13 * 11).reshape(2, 3, 13, 11))
 
 

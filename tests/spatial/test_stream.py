@@ -1,9 +1,12 @@
 """Streaming: any network band by band, equal to the whole-scene call, in memory that does not grow with height."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from networks import NETWORKS, QUICK, build, scene
+from timm.layers import DropPath
 from torch import nn
 
 from rsseglab.spatial import SpatialError, stream
@@ -153,7 +156,7 @@ class Refused(nn.Module):
 )
 def test_what_is_refused_before_a_pixel_is_read(function, message):
     with pytest.raises(SpatialError, match=message):
-        stream.plan(Refused(function), 64, 32, 3)
+        stream.plan(Refused(function).eval(), 64, 32, 3)
 
 
 def test_a_full_disk_is_named_and_left_clean(tmp_path, monkeypatch):
@@ -182,5 +185,96 @@ def test_a_write_into_a_part_of_a_tensor_is_seen_or_refused():
         return y + seen.reshape(y.shape)
 
     image = scene((64, 8), 1)
-    plan = stream.plan(Refused(all_of_it), 64, 8, 3, rows=16, dtype=image.dtype)
+    plan = stream.plan(Refused(all_of_it).eval(), 64, 8, 3, rows=16, dtype=image.dtype)
     assert difference(streamed(plan, image), all_of_it(image)) < 1e-14
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def check_gradients(model, size, **options):
+    """Loss, gradients and running statistics of the whole scene."""
+    image, twin = scene(size, 1), copy.deepcopy(model)
+    label = torch.randint(0, 3, (1, *size), generator=torch.Generator().manual_seed(2))
+    label[:, : size[0] // 5] = 255
+
+    def loss(scores, label):
+        return F.cross_entropy(scores, label, ignore_index=255)
+
+    plan = stream.plan_gradients(model, *size, 3, loss, rows=24, **options)
+    for ours, theirs in zip(model.buffers(), twin.buffers(), strict=True):
+        assert torch.equal(ours, theirs)  # planning has changed nothing
+    whole = loss(twin(image), label)
+    whole.backward()
+    ours = plan.backward(lambda a, b: image[:, :, a:b], lambda a, b: label[:, a:b])
+    assert abs(ours - whole) < 1e-12
+    theirs = gradients(twin)
+    floor = 1e-4 * torch.stack([g.norm() for g in theirs.values()]).norm()
+    for name, grad in gradients(model).items():
+        assert (grad - theirs[name]).norm() <= 1e-10 * max(theirs[name].norm(), floor), name
+    assert gradients(model).keys() == theirs.keys()
+    for (name, ours), theirs in zip(model.named_buffers(), twin.buffers(), strict=True):
+        assert (ours - theirs).abs().max() <= 1e-10 * theirs.abs().max().clamp_min(1), name
+    return plan
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(("decoder", "encoder"), [("Unet", "resnet18"), ("FPN", "mobilenet_v2")])
+def test_gradients(decoder, encoder, train):
+    check_gradients(build(decoder, encoder).train(train), (96, 64))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("decoder", ["Unet", "FPN", "DeepLabV3Plus"])
+@pytest.mark.parametrize("encoder", ["resnet18", "efficientnet-b0"])
+def test_gradients_of_networks(decoder, encoder, train):
+    plan = check_gradients(build(decoder, encoder).train(train), (96, 64))
+    short = check_gradients(build(decoder, encoder).train(train), (96, 64), memory_mib=plan.peak_bytes / 2**20 * 0.9)
+    assert short.written_bytes
+
+
+def test_gradients_add_up_and_a_plan_can_be_used_again():
+    model = Plain().double().eval()
+    image, label = scene((64, 40), 1), torch.randint(0, 4, (1, 64, 40))
+    plan = stream.plan_gradients(model, 64, 40, 3)
+    for _ in range(2):
+        plan.backward(lambda a, b: image[:, :, a:b], lambda a, b: label[:, a:b])
+    F.cross_entropy((twin := copy.deepcopy(model))(image), label).backward()
+    for name, grad in gradients(twin).items():
+        assert torch.allclose(2 * grad, gradients(model)[name], rtol=1e-12, atol=1e-14)
+
+
+def test_coins_are_tossed_anew_in_each_run():
+    """Dropout, of values and of channels, and drop-path; forward and backward toss the same."""
+
+    class Dropped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1, 3, 1, 1, dtype=torch.float64))
+            self.drop = nn.Sequential(nn.Dropout(0.4), nn.Dropout2d(0.3), DropPath(0.2))
+
+        def forward(self, x):
+            return self.drop(x * self.weight)
+
+    model, image = Dropped().train(), torch.ones(1, 3, 96, 50, dtype=torch.float64)
+    plan = stream.plan_gradients(model, 96, 50, 3, lambda scores, label: scores.mean(), rows=16)
+    losses, read = [], (lambda a, b: image[:, :, a:b], lambda a, b: torch.zeros(1, b - a, 50, dtype=torch.long))
+    for seed in (0, 0, 1, 2, 3, 4):
+        torch.manual_seed(seed)
+        model.weight.grad = None
+        losses.append(float(plan.backward(*read)))
+        assert float(model.weight.grad.sum()) == pytest.approx(losses[-1], abs=1e-12)  # linear in the weight
+    assert losses[0] == losses[1] and len(set(losses)) > 3
+
+
+def test_memory_of_training_does_not_grow_with_height():
+    low, high = (stream.plan_gradients(Plain().eval(), height, 64, 3, rows=16) for height in (512, 4096))
+    assert high.peak_bytes <= 1.02 * low.peak_bytes
+    train = [stream.plan_gradients(Plain().train(), height, 64, 3, rows=16) for height in (512, 1024)]
+    assert train[0].passes > low.passes and train[1].peak_bytes > 1.8 * train[0].peak_bytes
+    assert "passes" in str(train[0])

@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.exchange import all_reduce_, memory_format
 from rsseglab.spatial.layout import Layout
-from rsseglab.spatial.lazy import everywhere
+from rsseglab.spatial.lazy import everywhere, opaque
 from rsseglab.spatial.rules.pointwise import elementwise
 from rsseglab.spatial.tensor import SceneTensor, is_cut, named, refusal, rule
 from rsseglab.spatial.windows import samplewise
@@ -68,6 +68,7 @@ def _sums_in(tile: Tensor) -> torch.dtype:
     return torch.float32 if tile.device.type == "mps" else torch.float64
 
 
+@opaque
 def _moments(tile: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of one tile; per channel by batch norm's own kernel, which is the faster."""
     if dims == (0, *range(2, tile.dim())) and not tile.is_meta:
@@ -117,11 +118,13 @@ class _BatchNorm(torch.autograd.Function):
         for tile, grad in zip(tiles, grads, strict=True):
             if tile.numel():
                 dw, db = _sums(grad, tile, mean, var, ctx.eps)
-                sum_dy += db
-                sum_dy_xhat += dw
+                sum_dy = sum_dy + db
+                sum_dy_xhat = sum_dy_xhat + dw
         grad_weight = sum_dy_xhat.to(weight.dtype) if weight is not None else None
         grad_bias = sum_dy.to(mean.dtype) if ctx.has_bias else None
-        both = all_reduce_(torch.stack([sum_dy, sum_dy_xhat]), ctx.layout, "backward of batch_norm", ctx.mesh)
+        both = all_reduce_(
+            everywhere(torch.stack([sum_dy, sum_dy_xhat])), ctx.layout, "backward of batch_norm", ctx.mesh
+        )
         k0, k1 = both / ctx.count
         # dx = s dy - s k0 - s k1 (x - mean) invstd with s = weight invstd: a batch norm of x, plus s dy
         s = invstd if weight is None else invstd * weight
@@ -135,6 +138,7 @@ class _BatchNorm(torch.autograd.Function):
         return (None,) * 6 + (grad_weight, grad_bias, *dx)
 
 
+@opaque
 def _eval_norm(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     if not x.numel():
         return torch.zeros_like(x)
@@ -155,6 +159,7 @@ def _dense(x: Tensor, like: Tensor | None = None) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=form).copy_(x)
 
 
+@opaque
 def _sums(grad: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Sums of dy xhat and of dy over a tile, for each channel."""
     ones, nothing = torch.ones_like(mean), mean.new_empty(0)
@@ -250,9 +255,9 @@ class _Standardise(torch.autograd.Function):
         invstd, *xhat = ctx.saved_tensors
         sums = torch.zeros(2, *invstd.shape, dtype=invstd.dtype, device=invstd.device)
         for x, dy in zip(xhat, grads, strict=True):
-            sums[0] += dy.sum(ctx.dims, keepdim=True, dtype=invstd.dtype)
-            sums[1] += (dy * x).sum(ctx.dims, keepdim=True, dtype=invstd.dtype)
-        k0, k1 = all_reduce_(sums, ctx.layout, f"backward of {ctx.name}") / ctx.count
+            its = [each.sum(ctx.dims, keepdim=True, dtype=invstd.dtype) for each in (dy, dy * x)]
+            sums = sums + torch.stack(its)
+        k0, k1 = all_reduce_(everywhere(sums), ctx.layout, f"backward of {ctx.name}") / ctx.count
         dx = [((dy - k0 - x * k1) * invstd).to(dy.dtype) for x, dy in zip(xhat, grads, strict=True)]
         return (None,) * 5 + tuple(dx)
 

@@ -13,19 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsseglab.spatial.cut import local_shape, unfolded, window_of
+from rsseglab.spatial.cut import Axes, Shape, local_shape, unfolded, window_of
 from rsseglab.spatial.exchange import all_reduce_
 from rsseglab.spatial.layout import Layout
+from rsseglab.spatial.lazy import LazyTensor, opaque
 from rsseglab.spatial.rules.pointwise import elementwise
 from rsseglab.spatial.tensor import SceneTensor, named, refusal, rule, written
 
 
-def shared_seed(layout: Layout, device: torch.device) -> int:
-    """A seed from the default generator, the first rank's on every rank."""
-    seed = torch.randint(2**62, ()).to(device)
-    if layout.rank:
+def shared_seed(x: SceneTensor) -> int | Tensor:
+    """A seed from the default generator, the first rank's on every rank; where ``x`` is lazy, drawn when it is read."""
+    first = x.tiles[0]
+    if isinstance(first, LazyTensor):
+        return first.recorder.source(_draw, torch.empty((), dtype=torch.int64, device="meta"), torch.device("cpu"))
+    seed = _draw().to(x.device)
+    if x.layout.rank:
         seed.zero_()
-    return int(all_reduce_(seed, layout, "the dropout seed").item())
+    return int(all_reduce_(seed, x.layout, "the dropout seed").item())
+
+
+def _draw() -> Tensor:
+    return torch.randint(2**62, ())
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
@@ -33,7 +41,7 @@ def _shift(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def uniform(index: Tensor, seed: int) -> Tensor:
+def uniform(index: Tensor, seed: int | Tensor) -> Tensor:
     """Numbers in [0, 1), one for each index: splitmix64 (Steele et al. 2014) of ``seed`` + index."""
     z = index * -7046029254386353131 + seed  # the golden ratio's 0x9E3779B97F4A7C15
     z = (z ^ _shift(z, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -41,15 +49,22 @@ def uniform(index: Tensor, seed: int) -> Tensor:
     return _shift(z ^ _shift(z, 31), 11).double() * 2.0**-53
 
 
-def global_index(x: SceneTensor, tile: int) -> Tensor:
-    """For each element of ``tile`` its index in the whole tensor."""
-    sizes, axes = unfolded(tuple(x.shape), x.axes)
-    held = {a.dim: i for a, i in zip(axes, window_of(axes, tile), strict=True)}
-    index = torch.zeros((), dtype=torch.int64, device=x.device)
+def global_index(shape: Shape, axes: Axes, tile: int, device: torch.device) -> Tensor:
+    """For each element of a tile its index in the whole tensor."""
+    sizes, simple = unfolded(shape, axes)
+    held = {a.dim: i for a, i in zip(simple, window_of(simple, tile), strict=True)}
+    index = torch.zeros((), dtype=torch.int64, device=device)
     for dim, size in enumerate(sizes):
-        along = torch.arange(*held.get(dim, (0, size)), device=x.device) * prod(sizes[dim + 1 :])
+        along = torch.arange(*held.get(dim, (0, size)), device=device) * prod(sizes[dim + 1 :])
         index = index.unsqueeze(-1) + along
-    return index.reshape(local_shape(x.shape, x.axes, tile))
+    return index.reshape(local_shape(shape, axes, tile))
+
+
+@opaque
+def _kept(seed: int | Tensor, p: float, shape: Shape, axes: Axes, tile: int, like: torch.dtype, device: Any) -> Tensor:
+    """What a tile is multiplied by: 0 with probability p, else 1 / (1 - p)."""
+    coins = uniform(global_index(shape, axes, tile, device), seed)
+    return (coins >= p).to(like) / max(1 - p, 1e-38)
 
 
 @rule(*named("dropout"))
@@ -57,9 +72,9 @@ def dropout(input: SceneTensor, p: float = 0.5, training: bool = True, inplace: 
     """Drop single values."""
     if not training or p == 0:
         return input
-    seed = shared_seed(input.layout, input.device)
+    seed, shape = shared_seed(input), tuple(input.shape)
     kept = [
-        t * ((uniform(global_index(input, k), seed) >= p).to(t.dtype) / max(1 - p, 1e-38))
+        t * _kept(seed, p, shape, input.axes, k, t.dtype, t.device)
         for k, t in zip(input.layout.held, input.tiles, strict=True)
     ]
     if inplace:
@@ -77,7 +92,7 @@ def feature_dropout(input: SceneTensor, p: float = 0.5, training: bool = True, i
         return input
     if any(a.dim < 2 for a in input.axes):
         raise refusal("dropout of channels", (input,), why="has its batch or channels cut")
-    seed = shared_seed(input.layout, input.device)
+    seed = shared_seed(input)
     shape = (*input.shape[:2], *[1] * (input.dim() - 2))
     coins = uniform(torch.arange(prod(shape), device=input.device), seed).reshape(shape)
     mask = (coins >= p).to(input.dtype) / max(1 - p, 1e-38)

@@ -1,0 +1,273 @@
+"""In which order the nodes of a program are computed, how long their results are kept, and what that takes.
+
+The order is given; so it is known for each result when it is read next. Where results may not take more than so many
+bytes, those that are read last are moved to disk (Belady, 1966), and come back when they are read.
+"""
+
+from __future__ import annotations
+
+import heapq
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from rsseglab.spatial.errors import SpatialError
+from rsseglab.spatial.lazy import Node, Ref
+
+
+class Step(NamedTuple):
+    """Compute a node; then move results to disk, and forget those that nobody reads any more.
+
+    Attributes:
+        node: what is computed.
+        spilled: nodes whose results go to disk.
+        dropped: nodes whose results are read for the last time here.
+        targets: numbers of the targets that are now complete.
+    """
+
+    node: Node
+    spilled: tuple[Node, ...]
+    dropped: tuple[Node, ...]
+    targets: tuple[int, ...]
+
+
+class Schedule:
+    """A program's steps, and what they take.
+
+    Args:
+        order: its nodes, each after those that it reads.
+        targets: what is wanted.
+        memory_mib: most that results may take at a time; not bounded if None.
+
+    Attributes:
+        steps: in order.
+        targets: what is wanted.
+        peak_bytes: most bytes of results held at a time; kernels' own workspace is not in it.
+        disk_bytes: most bytes on disk at a time.
+        written_bytes: bytes that are moved to disk in all.
+    """
+
+    def __init__(self, order: Sequence[Node], targets: Sequence[Ref], memory_mib: float | None) -> None:
+        self.targets = tuple(targets)
+        memory = _Memory(None if memory_mib is None else int(memory_mib * 2**20))
+        self.steps = tuple(_steps(order, self.targets, memory))
+        self.peak_bytes, self.disk_bytes, self.written_bytes = memory.peak, memory.disk_peak, memory.written
+
+    def play(self, spill: Path | None, after_step: Callable[[], object] | None) -> Iterator[tuple[int, Any]]:
+        """Do the steps; the number and the value of each target as soon as it is complete.
+
+        Raises:
+            SpatialError: the disk is full.
+        """
+        values: dict[Node, Any] = {}
+        with tempfile.TemporaryDirectory(dir=spill) as folder:
+            disk = _Disk(Path(folder), values)
+            for step in self.steps:
+                with torch.no_grad():
+                    values[step.node] = step.node.compute(disk.value)
+                for node in step.spilled:
+                    disk.put(node)
+                for target in step.targets:
+                    ref = self.targets[target]
+                    yield target, ref.of(disk.value(ref.node))
+                for node in step.dropped:
+                    disk.drop(node)
+                if after_step is not None:
+                    after_step()
+
+    @property
+    def passes(self) -> int:
+        """How often the scene is gone through: once, and again after each operation over all that others wait for."""
+        depth: dict[Node, int] = {}
+        for step in self.steps:
+            node = step.node
+            depth[node] = max((depth[read] for read in node.reads), default=0) + node.barrier
+        return 1 + max(depth.values(), default=0)
+
+    def buffers(self) -> dict[str, tuple[int, int]]:
+        """For each layer, the most bytes of its results held at a time, and those held at the worst moment of all."""
+        now: dict[str, int] = {}
+        most: dict[str, int] = {}
+        worst: dict[str, int] = {}
+        peak = total = 0
+        for step, come, gone in self._changes():
+            for node in come:
+                total += node.nbytes
+                now[node.layer] = now.get(node.layer, 0) + node.nbytes
+            layer = step.node.layer
+            most[layer] = max(most.get(layer, 0), now[layer])
+            for node in step.spilled:
+                total -= node.nbytes
+                now[node.layer] -= node.nbytes
+            if total > peak:
+                peak, worst = total, dict(now)
+            for node in gone:
+                total -= node.nbytes
+                now[node.layer] -= node.nbytes
+        return {layer: (most[layer], worst.get(layer, 0)) for layer in most}
+
+    def held(self, target: int) -> list[Node]:
+        """Nodes whose results are in memory when a target is complete."""
+        there: dict[Node, None] = {}
+        for step, come, gone in self._changes():
+            there |= dict.fromkeys(come)
+            for node in step.spilled:
+                del there[node]
+            if target in step.targets:
+                break
+            for node in gone:
+                del there[node]
+        return list(there)
+
+    def _changes(self) -> Iterator[tuple[Step, list[Node], list[Node]]]:
+        """For each step, the nodes whose results come into memory, and those that are dropped from it."""
+        there: set[Node] = set()
+        for step in self.steps:
+            come = [node for node in (*step.node.reads, step.node) if node not in there]
+            there.update(come)
+            there.difference_update(step.spilled)
+            gone = [node for node in step.dropped if node in there]
+            there.difference_update(gone)
+            yield step, come, gone
+
+
+def depth_first(wanted: Iterable[Node]) -> list[Node]:
+    """Nodes in the order in which the wanted ones, one after the other, ask for them."""
+    order: dict[Node, None] = {}
+    for node in wanted:
+        stack = [node]
+        while stack:
+            if stack[-1] in order:
+                stack.pop()
+            elif missing := [read for read in stack[-1].reads if read not in order]:
+                stack += reversed(missing)
+            else:
+                order[stack.pop()] = None
+    return list(order)
+
+
+def _steps(order: Sequence[Node], targets: Sequence[Ref], memory: _Memory) -> Iterator[Step]:
+    """Play the order, counting bytes: what is dropped when, and what has to go to disk."""
+    reads: dict[Node, list[int]] = {node: [] for node in order}  # when each is read, the next time last
+    for step in range(len(order) - 1, -1, -1):
+        for node in order[step].reads:
+            reads[node].append(step)
+    complete: dict[Node, list[int]] = {}
+    for number, ref in enumerate(targets):
+        complete.setdefault(ref.node, []).append(number)
+    for node in order:
+        keep = (*node.reads, node)
+        for each in node.reads:
+            memory.need(each)
+            reads[each].pop()
+        memory.hold(node)
+        spilled = memory.evict(set(keep))
+        dropped = tuple(each for each in keep if not reads[each])
+        for each in keep:
+            if reads[each]:
+                memory.next_read(each, reads[each][-1])
+            else:
+                memory.drop(each)
+        yield Step(node, spilled, dropped, tuple(complete.get(node, ())))
+
+
+class _Memory:
+    """Bytes in memory and on disk, while a schedule is made."""
+
+    def __init__(self, budget: int | None) -> None:
+        self.budget = budget
+        self.held: set[Node] = set()
+        self.stored: set[Node] = set()
+        self.now = self.peak = self.disk = self.disk_peak = self.written = 0
+        self.next: dict[Node, int] = {}
+        self.heap: list[tuple[int, int, Node]] = []  # minus the step of the next read, a tie's breaker, the node
+        self.tie = count()
+
+    def hold(self, node: Node) -> None:
+        self.held.add(node)
+        self.now += node.nbytes
+
+    def need(self, node: Node) -> None:
+        if node not in self.held:
+            self.hold(node)
+
+    def next_read(self, node: Node, step: int) -> None:
+        self.next[node] = step
+        if self.budget is not None:
+            heapq.heappush(self.heap, (-step, next(self.tie), node))
+
+    def evict(self, keep: set[Node]) -> tuple[Node, ...]:
+        """Move to disk what is read last, until the rest fits."""
+        spilled, later = [], []
+        while self.budget is not None and self.now > self.budget and self.heap:
+            entry = heapq.heappop(self.heap)
+            step, _, node = entry
+            if node not in self.held or self.next[node] != -step:
+                continue
+            if node in keep:
+                later.append(entry)
+                continue
+            self.held.discard(node)
+            self.now -= node.nbytes
+            self._store(node)
+            spilled.append(node)
+        for entry in later:
+            heapq.heappush(self.heap, entry)
+        self.peak = max(self.peak, self.now)
+        return tuple(spilled)
+
+    def _store(self, node: Node) -> None:
+        if node not in self.stored:
+            self.stored.add(node)
+            self.written += node.nbytes
+            self.disk += node.nbytes
+            self.disk_peak = max(self.disk_peak, self.disk)
+
+    def drop(self, node: Node) -> None:
+        self.next.pop(node, None)
+        if node in self.held:
+            self.held.discard(node)
+            self.now -= node.nbytes
+        if node in self.stored:
+            self.stored.discard(node)
+            self.disk -= node.nbytes
+
+
+class _Disk:
+    """Results that have been moved to disk."""
+
+    def __init__(self, folder: Path, values: dict[Node, Any]) -> None:
+        self.folder, self.values = folder, values
+        self.there: dict[Node, Path] = {}
+        self.number = count()
+
+    def value(self, node: Node) -> Any:
+        """A node's result, from memory or disk."""
+        if node not in self.values:
+            self.values[node] = torch.load(self.there[node], weights_only=True)
+        return self.values[node]
+
+    def put(self, node: Node) -> None:
+        """Move a result to disk; one that has been there before still is."""
+        result = self.values.pop(node)
+        if node in self.there:
+            return
+        path = self.folder / str(next(self.number))
+        try:
+            torch.save(result, path)
+        except (OSError, RuntimeError) as error:
+            raise SpatialError(
+                f"{self.folder.parent} cannot take what does not fit in memory ({error}); free some space, or name "
+                "another folder to spill to."
+            ) from error
+        self.there[node] = path
+
+    def drop(self, node: Node) -> None:
+        """Forget a result."""
+        self.values.pop(node, None)
+        if path := self.there.pop(node, None):
+            path.unlink()
