@@ -151,13 +151,16 @@ class Recorder:
         layer: name of the module that runs; nodes are labelled with it.
         nodes: how many there are.
         effects: plain tensors that are overwritten, such as running means, and what by.
+        sums: the nodes that `resummed` has made.
     """
 
     def __init__(self) -> None:
         self.layer = ""
         self.nodes = 0
         self.effects: list[tuple[Tensor, Ref]] = []
+        self.sums: list[Node] = []
         self._metas: dict[int, tuple[Tensor, Tensor]] = {}  # of plain tensors, such as weights
+        self._known: dict[Any, Any] = {}
 
     def source(
         self,
@@ -184,10 +187,12 @@ class Recorder:
                 f"{function} asks for values while a scene is streamed, and there are none yet: the network's work "
                 "depends on what it sees; label the scene whole, or in crops."
             )
-        try:
-            meta = function(*self._on_meta(args), **self._on_meta(kwargs))
-        except NotImplementedError as error:
-            raise SpatialError(f"{function} can't be planned ({error}); label the scene whole, or in crops.") from error
+        if function is aten.as_strided.default:
+            raise SpatialError(
+                f"{function} looks at how a tensor lies in memory, which may be otherwise than planned; label the "
+                "scene whole, or in crops."
+            )
+        meta = self._shapes(function, args, kwargs)
         if function.is_view or function is aten._unsafe_view.default:
             return self._view(function, args, kwargs, meta)
         if function._schema.is_mutable:
@@ -196,7 +201,39 @@ class Recorder:
 
     def write(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Write a function down that is none of torch's operations."""
-        return self._results(function, args, kwargs, function(*self._on_meta(args), **self._on_meta(kwargs)))
+        return self._results(function, args, kwargs, self._shapes(function, args, kwargs))
+
+    def resummed(self, x: LazyTensor) -> Ref:
+        """A sum of many terms, with the terms in the order of their tiles, from the last to the first.
+
+        Autograd adds up a weight's gradient in whatever order the tiles' shares come; those that come early would wait.
+        """
+        terms, stack = [], [x.ref]
+        while stack:
+            ref = stack.pop()
+            node = ref.node
+            if node.function is aten.add.Tensor and not node.kwargs and not ref.views and ref.index is None:
+                stack += [arg for arg in node.args if isinstance(arg, Ref)]
+            else:
+                terms.append(ref)
+        terms.sort(key=lambda ref: -1 if ref.node.tile is None else ref.node.tile, reverse=True)
+        total = terms[0]
+        for term in terms[1:]:
+            total = Ref(self._node(aten.add.Tensor, (total, term), {}, [x.meta], term.node.tile))
+            self.sums.append(total.node)
+        return total
+
+    def _shapes(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """What a function gives on ``meta`` tensors; most bands ask for what another has asked for before."""
+        asked = (function, _signature(args), _signature(kwargs))
+        if asked not in self._known:
+            try:
+                self._known[asked] = function(*self._on_meta(args), **self._on_meta(kwargs))
+            except NotImplementedError as error:
+                raise SpatialError(
+                    f"{function} can't be planned ({error}); label the scene whole, or in crops."
+                ) from error
+        return self._known[asked]
 
     def _results(self, function: Any, args: Any, kwargs: Any, meta: Any) -> Any:
         device, tile = _device(args, kwargs), _tile_of((args, kwargs))
@@ -358,11 +395,22 @@ def _lazy_in(args: Any) -> Iterator[LazyTensor]:
 
 
 def _tile_of(args: Any) -> int | None:
-    """The tile of the largest tensor that is of one; none where two are as large."""
+    """The tile of the largest tensor that is of one; of several as large, the middle one (a row between two others)."""
     sizes = [(x.meta.numel(), x.root.node.tile) for x in _lazy_in(args) if x.root.node.tile is not None]
     most = max(sizes, default=(0, 0))[0]
-    found = {tile for size, tile in sizes if size == most}
-    return found.pop() if len(found) == 1 else None
+    found = sorted({tile for size, tile in sizes if size == most})
+    return found[(len(found) - 1) // 2] if found else None
+
+
+def _signature(args: Any) -> Any:
+    """All that the shapes of a function's results depend on."""
+    if isinstance(args, Tensor):
+        return args.shape, args.stride(), args.dtype
+    if isinstance(args, tuple | list):
+        return tuple(map(_signature, args))
+    if type(args) is dict:
+        return tuple((key, _signature(value)) for key, value in args.items())
+    return type(args), args
 
 
 def _device(args: Any, kwargs: Any) -> torch.device:

@@ -135,9 +135,18 @@ class Schedule:
             yield step, come, gone
 
 
-def depth_first(wanted: Iterable[Node]) -> list[Node]:
-    """Nodes in the order in which the wanted ones, one after the other, ask for them."""
+def depth_first(wanted: Iterable[Node], eager: Iterable[Node] = ()) -> list[Node]:
+    """Nodes in the order in which the wanted ones, one after the other, ask for them.
+
+    Args:
+        wanted: in the order of asking.
+        eager: nodes that are computed as soon as they can be, as they are smaller than what they read.
+    """
     order: dict[Node, None] = {}
+    readers: dict[Node, list[Node]] = {}
+    for node in eager:
+        for read in node.reads:
+            readers.setdefault(read, []).append(node)
     for node in wanted:
         stack = [node]
         while stack:
@@ -146,7 +155,9 @@ def depth_first(wanted: Iterable[Node]) -> list[Node]:
             elif missing := [read for read in stack[-1].reads if read not in order]:
                 stack += reversed(missing)
             else:
-                order[stack.pop()] = None
+                order[stack[-1]] = None
+                ready = readers.get(stack.pop(), ())
+                stack += [each for each in ready if all(read in order for read in each.reads)]
     return list(order)
 
 

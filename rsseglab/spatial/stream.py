@@ -191,7 +191,7 @@ class Plan(_Plan):
             A matplotlib figure: layers from the image (top) to the output (bottom), bands of the scene from left to
             right, MiB as colour.
         """
-        from matplotlib.figure import Figure
+        from matplotlib import pyplot as plt
 
         band = len(self.outputs) // 2 if band is None else band
         layers = list(dict.fromkeys(step.node.layer for step in self.schedule.steps))
@@ -200,8 +200,7 @@ class Plan(_Plan):
             if node.tile is not None:
                 held[layers.index(node.layer), node.tile] += node.nbytes / 2**20
         kept = [k for k in range(len(layers)) if held[k].any()]
-        figure = Figure(figsize=(9, 1.6 + 0.17 * len(kept)), layout="constrained")
-        axes = figure.subplots()
+        figure, axes = plt.subplots(figsize=(9, 1.6 + 0.17 * len(kept)), layout="constrained")
         values = held[kept].masked_fill(held[kept] == 0, torch.nan)
         shown = axes.pcolormesh(list(self.rows), torch.arange(len(kept) + 1) - 0.5, values, cmap="cividis")
         end = self._image_row(band)
@@ -356,20 +355,22 @@ def plan_gradients(
         if not torch.equal(buffer, old):
             counters.append((buffer, buffer - old))
             buffer.copy_(old)
-    learned = [(p, g.ref) for p, g in zip(parameters, gradients, strict=True) if isinstance(g, LazyTensor)]
+    learned = [
+        (p, recorder.resummed(g)) for p, g in zip(parameters, gradients, strict=True) if isinstance(g, LazyTensor)
+    ]
     refs = [value.ref, *(ref for _, ref in learned), *(ref for _, ref in recorder.effects)]
-    schedule = Schedule(_from_the_bottom(refs), refs, memory_mib)
+    schedule = Schedule(_from_the_bottom(refs, recorder.sums), refs, memory_mib)
     return GradientPlan(
         schedule, height, width, image, (source, labels), [p for p, _ in learned],
         [target for target, _ in recorder.effects], counters,
     )  # fmt: skip
 
 
-def _from_the_bottom(refs: list[Ref]) -> list[Node]:
-    """The backward pass band by band from the last to the first, as autograd adds up; then the loss, the first ref."""
+def _from_the_bottom(refs: list[Ref], sums: list[Node]) -> list[Node]:
+    """The backward pass band by band from the last to the first, as gradients are added up; then the loss."""
     wanted = [ref.node for ref in refs]
     backward = [node for node in depth_first(wanted) if node.number > wanted[0].number and node.tile is not None]
-    return depth_first([*sorted(backward, key=lambda node: (-(node.tile or 0), node.number)), *wanted])
+    return depth_first([*sorted(backward, key=lambda node: (-(node.tile or 0), node.number)), *wanted], sums)
 
 
 def _lazy_image(
