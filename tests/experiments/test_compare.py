@@ -11,8 +11,10 @@ from made import CLASSES as MADE
 from made import make_scene
 
 from rsseglab import plots
+from rsseglab.decoders import create_network
 from rsseglab.errors import UserError
 from rsseglab.evaluation import BlockCounts
+from rsseglab.evaluation.receptive_field import receptive_field
 from rsseglab.experiments import page, tables
 from rsseglab.experiments.compare import PRESETS, TWINS, Preset, compare, config_of, preset_of, scenes_of
 from rsseglab.scenes.manifest import load_manifest
@@ -36,7 +38,9 @@ def test_every_method_sees_as_many_pixels(name, tmp_path):
 
 def test_a_preset_by_its_name():
     assert preset_of("dubai") == PRESETS["dubai"] and preset_of("dubai", quick=True).data == "dubai"
-    assert preset_of("twins-far").context_px >= 2 * TWINS.tiles.count("3") * 32
+    assert preset_of("twins-near").context_px < TWINS.crop_px < preset_of("twins-far").context_px
+    field = receptive_field(create_network(TWINS.encoder, TWINS.decoder, 3, 4).eval(), 3)
+    assert max(field.top_px, field.bottom_px, field.left_px, field.right_px) < preset_of("twins-far").context_px
     for wrong in (("inria", False, False), ("twins-far", True, False), ("synthetic", False, True)):
         with pytest.raises(UserError, match="there is no comparison"):
             preset_of(*wrong)
