@@ -7,7 +7,10 @@ ever seen.
 """
 
 import json
+import shutil
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +68,8 @@ def predict_stream(
     try:
         with Measure(device) as cost:
             rows = _Rows(path, scene, network, resume)
-            _label(trained, scene, network, rows, memory_mib, spill or path.parent, device, progress)
+            with _spill_folder(spill or path.parent, path.name) as folder:
+                _label(trained, scene, network, rows, memory_mib, folder, device, progress)
             with writer:
                 for row in range(0, scene.height, ROWS):
                     window = Window(row, 0, min(ROWS, scene.height - row), scene.width)
@@ -110,6 +114,18 @@ def _label(
     with tqdm(total=plan.steps, desc=f"labelling {scene.name}", unit="step", disable=not progress) as bar:
         for first, end, logits in plan.run(read, spill, bar.update):
             rows.put(first, end, logits[0, :, :, : scene.width])
+
+
+@contextmanager
+def _spill_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A folder by a name of its own, so that what a kill has left is found, and cleaned, by the next run."""
+    folder = parent / f"{name}.spill"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _confusion(trained: TrainedNetwork, scene: Scene) -> Confusion | None:

@@ -98,6 +98,9 @@ def test_a_full_disk_says_so_and_leaves_nothing(tmp_path, scene, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
+    left = tmp_path / "q.tif.spill" / "tmp1" / "7"  # by a run that was killed
+    left.parent.mkdir(parents=True)
+    left.touch()
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(UserError, match=r"cannot take what does not fit in memory .* free some space"):
         predict_stream(trained(), scene, tmp_path / "q.tif", memory_mib=1.0, progress=False)
