@@ -208,7 +208,7 @@ class _Memory:
 
     def next_read(self, node: Node, step: int) -> None:
         self.next[node] = step
-        if self.budget is not None:
+        if self.budget is not None and node.nbytes:
             heapq.heappush(self.heap, (-step, next(self.tie), node))
 
     def evict(self, keep: set[Node]) -> tuple[Node, ...]:

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
 from rsseglab.spatial.cut import map_axes
@@ -243,7 +244,7 @@ def plan(
         raise SpatialError("stream: the network is in train mode; call model.eval(), or use plan_gradients.")
     recorder, source, image = _lazy_image(model, height, width, bands, rows, dtype)
     with torch.inference_mode(False), torch.no_grad(), _named_layers(model, recorder):
-        output = model(image)
+        output = functional_call(model, _lazy_weights(model, recorder), (image,))
     if not is_cut(output) or output.dim() != 4:
         raise SpatialError(f"the network gives {type(output).__name__}, not a map (1, K, height, width) of the scene.")
     output = relaid(output, map_axes(output.layout, *output.shape[2:]), "stream")
@@ -342,26 +343,27 @@ def plan_gradients(
     labels = _Source(recorder, height, round(height / source.layout.parts))
     labels.layout = source.layout
     label = labels.scene((1, height, width), torch.long, image.device)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    weights = _lazy_weights(model, recorder)
+    learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
     before = {buffer: buffer.clone() for buffer in model.buffers()}
     with torch.inference_mode(False), torch.enable_grad(), _named_layers(model, recorder):
-        value = loss(model(image), label)
+        lazy = [weights[name].requires_grad_() for name in learned]
+        value = loss(functional_call(model, weights, (image,)), label)
         if not isinstance(value, LazyTensor) or value.dim():
             raise SpatialError(f"the loss is {type(value).__name__} {list(value.shape)}; it must be a scalar.")
         recorder.layer = "(backward)"
-        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+        gradients = torch.autograd.grad(value, lazy, allow_unused=True)
     counters = []
     for buffer, old in before.items():
         if not torch.equal(buffer, old):
             counters.append((buffer, buffer - old))
             buffer.copy_(old)
-    learned = [
-        (p, recorder.resummed(g)) for p, g in zip(parameters, gradients, strict=True) if isinstance(g, LazyTensor)
-    ]
-    refs = [value.ref, *(ref for _, ref in learned), *(ref for _, ref in recorder.effects)]
+    pairs = zip(learned.values(), gradients, strict=True)
+    found = [(p, recorder.resummed(g)) for p, g in pairs if isinstance(g, LazyTensor)]
+    refs = [value.ref, *(ref for _, ref in found), *(ref for _, ref in recorder.effects)]
     schedule = Schedule(_from_the_bottom(refs, recorder.sums), refs, memory_mib)
     return GradientPlan(
-        schedule, height, width, image, (source, labels), [p for p, _ in learned],
+        schedule, height, width, image, (source, labels), [p for p, _ in found],
         [target for target, _ in recorder.effects], counters,
     )  # fmt: skip
 
@@ -371,6 +373,18 @@ def _from_the_bottom(refs: list[Ref], sums: list[Node]) -> list[Node]:
     wanted = [ref.node for ref in refs]
     backward = [node for node in depth_first(wanted) if node.number > wanted[0].number and node.tile is not None]
     return depth_first([*sorted(backward, key=lambda node: (-(node.tile or 0), node.number)), *wanted], sums)
+
+
+def _lazy_weights(model: nn.Module, recorder: Recorder) -> dict[str, Tensor]:
+    """The network's parameters as they will be when a plan is run, so that what is made of them is made anew."""
+
+    def as_it_is(parameter: nn.Parameter) -> Callable[[], Tensor]:
+        return lambda: parameter.detach()
+
+    lazy = {n: recorder.source(as_it_is(p), p.detach().to("meta"), p.device) for n, p in model.named_parameters()}
+    for weight in lazy.values():
+        weight.root.node.nbytes = 0  # they are there anyway
+    return dict(lazy)
 
 
 def _lazy_image(

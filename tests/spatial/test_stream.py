@@ -287,6 +287,28 @@ def test_coins_are_tossed_anew_in_each_run():
     assert losses[0] == losses[1] and len(set(losses)) > 3
 
 
+def test_a_plan_outlives_a_step():
+    """What a network makes of its weights (here: standardised ones) is made anew in each run."""
+
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            var, mean = torch.var_mean(self.weight, (1, 2, 3), keepdim=True)
+            return F.conv2d(x, (self.weight - mean) * torch.rsqrt(var + 1e-5), self.bias, padding=self.padding)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Standardised(3, 8, 3, padding=1), nn.ReLU(), Standardised(8, 4, 3, padding=1)).double().eval()
+    image, label = scene((64, 40), 1), torch.randint(0, 4, (1, 64, 40))
+    labelling, learning = stream.plan(model, 64, 40, 3), stream.plan_gradients(model, 64, 40, 3)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += torch.randn_like(p)
+        assert difference(streamed(labelling, image), model(image)) < 1e-12
+    F.cross_entropy((twin := copy.deepcopy(model))(image), label).backward()
+    learning.backward(lambda a, b: image[:, :, a:b], lambda a, b: label[:, a:b])
+    for name, grad in gradients(twin).items():
+        assert difference(gradients(model)[name], grad) < 1e-10
+
+
 def test_memory_of_training_does_not_grow_with_height():
     low, high = (stream.plan_gradients(Plain().eval(), height, 64, 3, rows=16) for height in (512, 4096))
     assert high.peak_bytes <= 1.02 * low.peak_bytes
