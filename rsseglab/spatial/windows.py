@@ -4,7 +4,7 @@ A rule gives, for each of the two spatial dimensions, ``needs``: the interval of
 interval of output rows (columns) is made of, as if the scene had no end; and ``compute``: the stock kernel on
 that window. What the window lacks, because the scene ends there or, in ``convolution``, because another tile
 holds it, is told to ``compute`` as a number of missing rows before and after. ``windowed`` does the rest:
-output cut, exchange, tiles that are empty. Streaming walks the same two functions.
+output cut, exchange, tiles that are empty.
 """
 
 from __future__ import annotations
