@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -241,7 +242,8 @@ def test_a_class_that_the_label_file_calls_nodata_is_scored(data, run, tmp_path,
 def test_ctrl_c_is_exit_code_130(data, tmp_path):
     command = [sys.executable, "-m", "rsseglab.cli", "train", *options(data), *SMALL, "--steps", "100000"]
     command += ["--out", str(tmp_path), "--val-every", "4"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what a shell runs in the background is deaf to it
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=hears)
     until = time.monotonic() + 120
     while not (tmp_path / "last.ckpt").exists() and time.monotonic() < until:
         time.sleep(0.2)

@@ -152,7 +152,8 @@ class Plan(_Plan):
         """Compute the output from top to bottom.
 
         Args:
-            read: rows [row0, row1) of the image, (1, bands, row1 - row0, width); each row is asked for once.
+            read: rows [row0, row1) of the image, (1, bands, row1 - row0, width); each row is asked for once. What is
+                given may not be written to afterwards.
             spill: folder for what is moved to disk; the system's folder for temporary files if not given.
             after_step: called after each of the plan's steps, for a progress bar.
 
