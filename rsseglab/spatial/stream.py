@@ -204,7 +204,8 @@ class Plan(_Plan):
         kept = [k for k in range(len(layers)) if held[k].any()]
         figure, axes = plt.subplots(figsize=(9, 1.6 + 0.17 * len(kept)), layout="constrained")
         values = held[kept].masked_fill(held[kept] == 0, torch.nan)
-        shown = axes.pcolormesh(list(self.rows), torch.arange(len(kept) + 1) - 0.5, values, cmap="cividis")
+        edges = [k - 0.5 for k in range(len(kept) + 1)]
+        shown = axes.pcolormesh(list(self.rows), edges, values.numpy(), cmap="cividis")
         end = self._image_row(band)
         axes.axvline(end, color="black", linestyle="--", linewidth=1, label=f"labelled so far: {end} rows")
         axes.set_yticks(range(len(kept)), [layers[k] or "(the image)" for k in kept], fontsize=7)
