@@ -324,7 +324,7 @@ def _add_predict(commands: "_Commands") -> None:
         type=Path,
         default=None,
         metavar="FOLDER",
-        help="with --stream: where on disk; --output's",
+        help="with --stream: the folder on disk; that of --output if not given",
     )
     parser.add_argument("--resume", action="store_true", help="with --stream: go on where a run was killed")
     parser.add_argument("--device", default=None, help="cpu, cuda, ...; a GPU if there is one")
@@ -339,6 +339,8 @@ def _predict(args: argparse.Namespace) -> None:
         raise UserError(f"{way} has no windows and writes no probabilities; leave out --window and --probabilities.")
     if args.whole and args.stream:
         raise UserError("--whole labels a scene in one pass, --stream band by band; give one of them.")
+    if args.memory is not None and not args.memory > 0:
+        raise UserError(f"--memory {args.memory:g} is no memory; give MiB, such as 2000.")
     if (args.resume or args.spill or args.memory) and not args.stream:
         raise UserError("--memory, --spill and --resume belong to --stream; add it, or leave them out.")
     if args.spatial and not args.whole:

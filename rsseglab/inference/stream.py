@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -66,8 +67,7 @@ def predict_stream(
     confusion = _confusion(trained, scene)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with Measure(device) as cost:
-            rows = _Rows(path, scene, network, resume)
+        with Measure(device) as cost, _Rows(path, scene, network, resume) as rows:
             with _spill_folder(spill or path.parent, path.name) as folder:
                 _label(trained, scene, network, rows, memory_mib, folder, device, progress)
             with writer:
@@ -77,7 +77,6 @@ def predict_stream(
                     writer.write(class_values(index.astype(np.uint8), trained.classes, nodata), row)
                     if confusion is not None:
                         confusion.update(index.astype(np.uint8), scene.read_label(window))
-            rows.close()
     except SpatialError as error:
         raise UserError(str(error)) from error
     except OSError as error:
@@ -169,11 +168,15 @@ class _Rows:
         part.write_text(json.dumps({"facts": self.facts, "done": end}))
         part.replace(self.state)
 
-    def close(self) -> None:
-        """All is in the raster."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        """The file stays where there is something to go on from."""
         del self.index
-        self.data.unlink()
-        self.state.unlink(missing_ok=True)
+        if kind is None or not self.done:
+            self.data.unlink()
+            self.state.unlink(missing_ok=True)
 
 
 def _sum(network: nn.Module) -> int:

@@ -24,8 +24,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 aten = torch.ops.aten
 SAME_VALUES = (aten.detach.default, aten.alias.default, aten.lift_fresh.default)
 FACTORIES = [  # they look at no value
-    getattr(aten, f"{how}{what}").default for what in ("empty", "zeros", "ones", "full") for how in ("new_",)
-] + [getattr(aten, f"{what}_like").default for what in ("empty", "zeros", "ones", "full")]
+    getattr(aten, name).default
+    for what in ("empty", "zeros", "ones", "full")
+    for name in (f"new_{what}", f"{what}_like")
+]
 OUT_OF_PLACE = {aten.bernoulli_.float: aten.bernoulli.p}  # where the name does not tell
 ASKS_FOR_VALUES = (aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default)
 
@@ -118,30 +120,29 @@ def _filled(args: Any, values: Callable[[Node], Any]) -> Any:
 
 
 class Root:
-    """The memory that a lazy tensor and its views share; an operation in place gives it another node."""
+    """The memory that a lazy tensor and its views share; an operation in place gives it another node.
 
-    __slots__ = ("index", "node", "shape")
+    Attributes:
+        node: whose result it is.
+        shape: of that result.
+        index: which of several results it is.
+        again: makes another such node for each reader: what is read from disk whenever it is needed, and not kept.
+    """
 
-    def __init__(self, node: Node, shape: torch.Size, index: int | None = None) -> None:
-        self.node, self.shape, self.index = node, shape, index
+    __slots__ = ("again", "index", "node", "shape")
+
+    def __init__(
+        self, node: Node, shape: torch.Size, index: int | None = None, again: Callable[[], Node] | None = None
+    ) -> None:
+        self.node, self.shape, self.index, self.again = node, shape, index, again
 
     def read(self) -> Node:
         """The node, for one that reads it."""
-        return self.node
+        return self.node if self.again is None else self.again()
 
-
-class ReadAgain(Root):
-    """What is read from disk whenever it is needed, instead of being kept."""
-
-    __slots__ = ("make",)
-
-    def __init__(self, make: Callable[[], Node], shape: torch.Size) -> None:
-        super().__init__(make(), shape)
-        self.make = make
-
-    def read(self) -> Node:
-        """A node for each reader."""
-        return self.make()
+    def overwrite(self, node: Node) -> None:
+        """From now on it is another node's result."""
+        self.node, self.index, self.again = node, None, None
 
 
 class Recorder:
@@ -157,7 +158,7 @@ class Recorder:
     def __init__(self) -> None:
         self.layer = ""
         self.nodes = 0
-        self.effects: list[tuple[Tensor, Ref]] = []
+        self.effects: dict[Tensor, Ref] = {}
         self.sums: list[Node] = []
         self._metas: dict[int, tuple[Tensor, Tensor]] = {}  # of plain tensors, such as weights
         self._known: dict[Any, Any] = {}
@@ -175,13 +176,12 @@ class Recorder:
         def node() -> Node:
             return self._node(function, (), {}, [meta], tile)
 
-        root = ReadAgain(node, meta.shape) if again else Root(node(), meta.shape)
-        return self._lazy(meta, root, (), device)
+        return LazyTensor(self, meta, Root(node(), meta.shape, again=node if again else None), (), device)
 
     def record(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Write an operation down; its lazy result."""
         if function in SAME_VALUES:
-            return self._lazy(args[0].meta, args[0].root, args[0].views, args[0].device)
+            return LazyTensor(self, args[0].meta, args[0].root, args[0].views, args[0].device)
         if function in ASKS_FOR_VALUES:
             raise SpatialError(
                 f"{function} asks for values while a scene is streamed, and there are none yet: the network's work "
@@ -243,9 +243,9 @@ class Recorder:
         results = [meta] if isinstance(meta, Tensor) else [m for m in meta if isinstance(m, Tensor)]
         node = self._node(function, _referred(args), _referred(kwargs), results, tile)
         if isinstance(meta, Tensor):
-            return self._lazy(meta, Root(node, meta.shape), (), device)
+            return LazyTensor(self, meta, Root(node, meta.shape), (), device)
         return type(meta)(
-            self._lazy(m, Root(node, m.shape, i), (), device) if isinstance(m, Tensor) else m
+            LazyTensor(self, m, Root(node, m.shape, i), (), device) if isinstance(m, Tensor) else m
             for i, m in enumerate(meta)
         )
 
@@ -253,17 +253,15 @@ class Recorder:
         self.nodes += 1
         return Node(function, args, kwargs, results, self.layer, tile, self.nodes)
 
-    def _lazy(self, meta: Tensor, root: Root, views: tuple[View, ...], device: torch.device) -> LazyTensor:
-        return LazyTensor(self, meta, root, views, device)
-
     def _view(self, function: Any, args: Any, kwargs: Any, meta: Any) -> Any:
         x, rest = args[0], tuple(args[1:])
         # Strides of a kernel's result may be others than were planned; values are the same.
         function = torch.reshape if function in (aten.view.default, aten._unsafe_view.default) else function
         if isinstance(meta, Tensor):
-            return self._lazy(meta, x.root, (*x.views, View(function, rest, kwargs, None)), x.device)
+            return LazyTensor(self, meta, x.root, (*x.views, View(function, rest, kwargs, None)), x.device)
         return type(meta)(
-            self._lazy(m, x.root, (*x.views, View(function, rest, kwargs, i)), x.device) for i, m in enumerate(meta)
+            LazyTensor(self, m, x.root, (*x.views, View(function, rest, kwargs, i)), x.device)
+            for i, m in enumerate(meta)
         )
 
     def _in_place(self, function: Any, args: Any, kwargs: Any) -> Any:
@@ -273,9 +271,10 @@ class Recorder:
         twin = OUT_OF_PLACE.get(function) or getattr(
             getattr(aten, name.rstrip("_"), None), function._overloadname, None
         )
-        if twin is not None and type(target) in (Tensor, torch.nn.Buffer) and not target.requires_grad:
-            node = self._node(twin, args[:1] + _referred(args[1:]), _referred(kwargs), [target], None)
-            self.effects.append((target, Ref(node)))
+        if twin is not None and type(target) is Tensor and not target.requires_grad:
+            now = self.effects.get(target, target)  # a layer that is used twice writes twice
+            node = self._node(twin, (now, *_referred(args[1:])), _referred(kwargs), [target], None)
+            self.effects[target] = Ref(node)
             return target
         lazy = isinstance(target, LazyTensor) and not target.copied
         if not lazy or twin is None or any(view.function is not torch.reshape for view in target.views):
@@ -288,7 +287,7 @@ class Recorder:
         if target.views:  # all of the memory, in another shape
             shape, into = root.shape, twin
             twin = lambda *args, **kwargs: into(*args, **kwargs).reshape(shape)  # noqa: E731
-        root.node, root.index = self._node(twin, args, kwargs, [target.meta], tile), None
+        root.overwrite(self._node(twin, args, kwargs, [target.meta], tile))
         return target
 
     def _on_meta(self, args: Any) -> Any:

@@ -46,9 +46,8 @@ class _Source:
 
     read: Read
 
-    def __init__(self, recorder: Recorder, height: int, rows: int) -> None:
-        self.recorder = recorder
-        self.layout = Layout(max(1, round(height / rows)))
+    def __init__(self, recorder: Recorder, layout: Layout) -> None:
+        self.recorder, self.layout = recorder, layout
 
     def scene(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> SceneTensor:
         """A lazy scene: an image (1, bands, height, width), or a label (1, height, width), which is read twice."""
@@ -247,6 +246,8 @@ def plan(
     recorder, source, image = _lazy_image(model, height, width, bands, rows, dtype)
     with torch.inference_mode(False), torch.no_grad(), _named_layers(model, recorder):
         output = functional_call(model, _lazy_weights(model, recorder), (image,))
+    if recorder.effects:
+        raise SpatialError("stream: the network overwrites a buffer of its own in eval mode; label the scene whole.")
     if not is_cut(output) or output.dim() != 4:
         raise SpatialError(f"the network gives {type(output).__name__}, not a map (1, K, height, width) of the scene.")
     output = relaid(output, map_axes(output.layout, *output.shape[2:]), "stream")
@@ -342,8 +343,7 @@ def plan_gradients(
     if any(isinstance(m, _NormBase) and m.training and m.momentum is None for m in model.modules()):
         raise SpatialError("stream: a norm with momentum=None weighs each step by a count; give it a number.")
     recorder, source, image = _lazy_image(model, height, width, bands, rows, dtype)
-    labels = _Source(recorder, height, round(height / source.layout.parts))
-    labels.layout = source.layout
+    labels = _Source(recorder, source.layout)
     label = labels.scene((1, height, width), torch.long, image.device)
     weights = _lazy_weights(model, recorder)
     learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -362,11 +362,11 @@ def plan_gradients(
             buffer.copy_(old)
     pairs = zip(learned.values(), gradients, strict=True)
     found = [(p, recorder.resummed(g)) for p, g in pairs if isinstance(g, LazyTensor)]
-    refs = [value.ref, *(ref for _, ref in found), *(ref for _, ref in recorder.effects)]
+    refs = [value.ref, *(ref for _, ref in found), *(ref for ref in recorder.effects.values())]
     schedule = Schedule(_from_the_bottom(refs, recorder.sums), refs, memory_mib)
     return GradientPlan(
         schedule, height, width, image, (source, labels), [p for p, _ in found],
-        [target for target, _ in recorder.effects], counters,
+        list(recorder.effects), counters,
     )  # fmt: skip
 
 
@@ -395,7 +395,7 @@ def _lazy_image(
     weight = next(iter(model.parameters()), torch.empty(0))
     rows = rows or min(max(BAND_PX // width // 32 * 32, ROWS[0]), ROWS[1])
     recorder = Recorder()
-    source = _Source(recorder, height, rows)
+    source = _Source(recorder, Layout(max(1, round(height / rows))))
     with torch.inference_mode(False):
         return recorder, source, source.scene((1, bands, height, width), dtype or weight.dtype, weight.device)
 

@@ -167,6 +167,7 @@ class Refused(nn.Module):
         (lambda x: torch.fft.fft2(x).real, "has no rule"),
         (lambda x: x.mean(), "not a map"),
         (lambda x: x.sort(2)[0], "has no rule"),
+        (lambda x: torch.zeros(1, 3, 1, 1).copy_(x.mean((2, 3), keepdim=True)) + x, "overwrites a buffer"),
     ],
 )
 def test_what_is_refused_before_a_pixel_is_read(function, message):
@@ -285,6 +286,26 @@ def test_coins_are_tossed_anew_in_each_run():
         losses.append(float(plan.backward(*read)))
         assert float(model.weight.grad.sum()) == pytest.approx(losses[-1], abs=1e-12)  # linear in the weight
     assert losses[0] == losses[1] and len(set(losses)) > 3
+
+
+def test_a_norm_that_is_used_twice_and_a_label_that_is_overwritten():
+    class Twice(Plain):
+        def forward(self, x):
+            y = self.first[0](x)
+            return self.head(torch.cat([x, F.interpolate(self.first[1](self.first[1](y)), size=x.shape[2:])], 1))
+
+    def loss(scores, label):
+        label = label.masked_fill_(label == 255, 0)
+        return F.cross_entropy(scores, label)
+
+    model, image = Twice().double().train(), scene((64, 40), 1)
+    twin, label = copy.deepcopy(model), torch.randint(0, 4, (1, 64, 40))
+    label[:, :9] = 255
+    plan = stream.plan_gradients(model, 64, 40, 3, loss, rows=16)
+    ours = plan.backward(lambda a, b: image[:, :, a:b], lambda a, b: label[:, a:b])
+    assert abs(ours - loss(twin(image), label.clone())) < 1e-12
+    for ours, theirs in zip(model.buffers(), twin.buffers(), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-12)
 
 
 def test_a_plan_outlives_a_step():
