@@ -61,14 +61,17 @@ class Node:
     ) -> None:
         self.function, self.args, self.kwargs = function, args, kwargs
         self.layer, self.tile, self.number = layer, tile, number
-        self.reads = tuple(dict.fromkeys(ref.node for ref in refs_in((args, kwargs))))
+        self.reads = tuple(dict.fromkeys(leaf.node for leaf in _leaves((args, kwargs)) if type(leaf) is Ref))
         self.nbytes = sum(t.untyped_storage().nbytes() for t in results)
         self.barrier = False
 
     def compute(self, values: Callable[[Node], Any]) -> Any:
         """The result, from those of the nodes that it reads."""
-        args, kwargs = _filled(self.args, values), _filled(self.kwargs, values)
-        return self.function(*args, **kwargs)
+
+        def value(leaf: Any) -> Any:
+            return leaf.of(values(leaf.node)) if type(leaf) is Ref else leaf
+
+        return self.function(*_changed(value, self.args), **_changed(value, self.kwargs))
 
 
 class View(NamedTuple):
@@ -97,26 +100,24 @@ class Ref:
         return x
 
 
-def refs_in(args: Any) -> Iterator[Ref]:
-    """References in nested arguments."""
-    if type(args) is Ref:
-        yield args
-    elif type(args) is dict:
-        for value in args.values():
-            yield from refs_in(value)
-    elif isinstance(args, tuple | list):
-        for value in args:
-            yield from refs_in(value)
-
-
-def _filled(args: Any, values: Callable[[Node], Any]) -> Any:
-    if type(args) is Ref:
-        return args.of(values(args.node))
+def _leaves(args: Any) -> Iterator[Any]:
+    """What nested arguments hold."""
     if type(args) is dict:
-        return {key: _filled(value, values) for key, value in args.items()}
+        args = args.values()
+    elif not isinstance(args, tuple | list):
+        yield args
+        return
+    for value in args:
+        yield from _leaves(value)
+
+
+def _changed(change: Callable[[Any], Any], args: Any) -> Any:
+    """Nested arguments with each leaf changed."""
+    if type(args) is dict:
+        return {key: _changed(change, value) for key, value in args.items()}
     if isinstance(args, tuple | list):
-        return type(args)(_filled(value, values) for value in args)
-    return args
+        return type(args)(_changed(change, value) for value in args)
+    return change(args)
 
 
 class Root:
@@ -160,7 +161,7 @@ class Recorder:
         self.nodes = 0
         self.effects: dict[Tensor, Ref] = {}
         self.sums: list[Node] = []
-        self._metas: dict[int, tuple[Tensor, Tensor]] = {}  # of plain tensors, such as weights
+        self._metas: dict[Tensor, Tensor] = {}  # of plain tensors, such as running means
         self._known: dict[Any, Any] = {}
 
     def source(
@@ -228,7 +229,7 @@ class Recorder:
         asked = (function, _signature(args), _signature(kwargs))
         if asked not in self._known:
             try:
-                self._known[asked] = function(*self._on_meta(args), **self._on_meta(kwargs))
+                self._known[asked] = function(*_changed(self._on_meta, args), **_changed(self._on_meta, kwargs))
             except NotImplementedError as error:
                 raise SpatialError(
                     f"{function} can't be planned ({error}); label the scene whole, or in crops."
@@ -290,20 +291,14 @@ class Recorder:
         root.overwrite(self._node(twin, args, kwargs, [target.meta], tile))
         return target
 
-    def _on_meta(self, args: Any) -> Any:
-        if isinstance(args, LazyTensor):
-            return args.meta
-        if isinstance(args, Tensor):
-            if id(args) not in self._metas:
-                self._metas[id(args)] = (args, args.to("meta"))  # the tensor is kept, lest another take its id
-            return self._metas[id(args)][1]
-        if isinstance(args, torch.device):
-            return torch.device("meta")
-        if type(args) is dict:
-            return {key: self._on_meta(value) for key, value in args.items()}
-        if isinstance(args, tuple | list):
-            return type(args)(self._on_meta(value) for value in args)
-        return args
+    def _on_meta(self, leaf: Any) -> Any:
+        if isinstance(leaf, LazyTensor):
+            return leaf.meta
+        if isinstance(leaf, Tensor):
+            if leaf not in self._metas:
+                self._metas[leaf] = leaf.to("meta")
+            return self._metas[leaf]
+        return torch.device("meta") if isinstance(leaf, torch.device) else leaf
 
 
 class LazyTensor(Tensor):
@@ -383,14 +378,7 @@ def everywhere(x: Tensor) -> Tensor:
 
 def _lazy_in(args: Any) -> Iterator[LazyTensor]:
     """Lazy tensors in nested arguments."""
-    if isinstance(args, LazyTensor):
-        yield args
-    elif type(args) is dict:
-        for value in args.values():
-            yield from _lazy_in(value)
-    elif isinstance(args, tuple | list):
-        for value in args:
-            yield from _lazy_in(value)
+    return (leaf for leaf in _leaves(args) if isinstance(leaf, LazyTensor))
 
 
 def _tile_of(args: Any) -> int | None:
@@ -417,10 +405,5 @@ def _device(args: Any, kwargs: Any) -> torch.device:
 
 
 def _referred(args: Any) -> Any:
-    if isinstance(args, LazyTensor):
-        return args.ref
-    if type(args) is dict:
-        return {key: _referred(value) for key, value in args.items()}
-    if isinstance(args, tuple | list):
-        return type(args)(_referred(value) for value in args)
-    return args
+    """Arguments with a reference in the place of each lazy tensor."""
+    return _changed(lambda leaf: leaf.ref if isinstance(leaf, LazyTensor) else leaf, args)
