@@ -8,7 +8,6 @@ ever seen.
 
 import json
 import shutil
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +19,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rsseglab.errors import UserError
-from rsseglab.evaluation.confusion import Confusion
 from rsseglab.inference.estimate import free_mib
 from rsseglab.inference.predict import Prediction, pick_device, prediction_nodata, read_normalized
-from rsseglab.inference.whole import MULTIPLE_PX, ROWS
+from rsseglab.inference.whole import MULTIPLE_PX, count, strips, weights_sum
 from rsseglab.measure import Measure
-from rsseglab.scenes.scene import IGNORE_INDEX, Scene, Window, class_values, label_writer
+from rsseglab.scenes.scene import Scene, class_values, label_writer
 from rsseglab.spatial import SpatialError, stream
 from rsseglab.training.checkpoint import TrainedNetwork
 
@@ -64,19 +62,16 @@ def predict_stream(
     network = trained.network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     nodata = prediction_nodata(trained)
     writer = label_writer(path, scene, trained.classes, nodata, {"scene": scene.name, "tiles": "1 x 1"})
-    confusion = _confusion(trained, scene)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with Measure(device) as cost, _Rows(path, scene, network, resume) as rows:
             with _spill_folder(spill or path.parent, path.name) as folder:
                 _label(trained, scene, network, rows, memory_mib, folder, device, progress)
             with writer:
-                for row in range(0, scene.height, ROWS):
-                    window = Window(row, 0, min(ROWS, scene.height - row), scene.width)
-                    index = np.where(scene.read_valid(window), rows.index[row : row + window.height], IGNORE_INDEX)
-                    writer.write(class_values(index.astype(np.uint8), trained.classes, nodata), row)
-                    if confusion is not None:
-                        confusion.update(index.astype(np.uint8), scene.read_label(window))
+                confusion = count(trained, scene, [scene.window], [rows.index])
+                for strip in strips(scene.window):
+                    index = rows.index[strip.row : strip.row + strip.height]
+                    writer.write(class_values(index, trained.classes, nodata), strip.row)
     except SpatialError as error:
         raise UserError(str(error)) from error
     except OSError as error:
@@ -127,11 +122,6 @@ def _spill_folder(parent: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _confusion(trained: TrainedNetwork, scene: Scene) -> Confusion | None:
-    names = [c.name for c in trained.classes]
-    return Confusion(names) if scene.has_label and [c.name for c in scene.classes] == names else None
-
-
 class _Rows:
     """Class indices of the rows that are labelled so far, in a file beside the raster.
 
@@ -144,7 +134,7 @@ class _Rows:
         self.data, self.state = (path.with_name(f"{path.name}.{end}") for end in ("rows", "rows.json"))
         self.facts = {
             "scene": [scene.name, scene.height, scene.width, *(p.stat().st_size for p in scene.paths if p.exists())],
-            "weights": _sum(network),
+            "weights": weights_sum(network),
         }
         self.done = 0
         shape = (scene.height, scene.width)
@@ -177,11 +167,3 @@ class _Rows:
         if kind is None or not self.done:
             self.data.unlink()
             self.state.unlink(missing_ok=True)
-
-
-def _sum(network: nn.Module) -> int:
-    weights = 0
-    for tensor in network.state_dict().values():
-        if isinstance(tensor, Tensor):
-            weights = zlib.crc32(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes(), weights)
-    return weights

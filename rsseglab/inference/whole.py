@@ -98,7 +98,7 @@ def predict_whole(
             tiles = _by_all(layout, lambda: [_read(trained, scene, window).to(device) for window in held])
             with _bar(network, f"labelling {scene.name} whole" if progress and first else None):
                 labels = _labels(network, tiles, layout, height, width)
-            confusion = _by_all(layout, lambda: _count(trained, scene, held, labels))
+            confusion = _by_all(layout, lambda: count(trained, scene, held, labels))
             if confusion is not None:
                 counts = all_reduce_(torch.from_numpy(confusion.matrix).to(device), layout, "counts")
                 confusion = Confusion(confusion.classes, counts.cpu().numpy())
@@ -243,20 +243,25 @@ def _check_alike(layout: Layout, scene: Scene, network: nn.Module) -> None:
     if layout.mesh is None:
         return
     sizes = [path.stat().st_size for path in scene.paths if path.exists()]
-    weights = 0
-    for tensor in network.state_dict().values():
-        if isinstance(tensor, Tensor):
-            weights = zlib.crc32(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes(), weights)
     facts = {
         "scenes": f"{scene.name}: {scene.width} x {scene.height} px, {scene.count} bands, {scene.dtype}",
         "files": f"{sizes} bytes",
-        "weights": f"sum {weights:08x}",
+        "weights": f"sum {weights_sum(network):08x}",
     }
     for what in facts:
         found = _of_all(layout, facts[what])
         if len(set(found)) > 1:
             told = ", ".join(f"rank {rank} {fact}" for rank, fact in enumerate(found))
             raise UserError(f"ranks have different {what} ({told}); give all the same files.")
+
+
+def weights_sum(network: nn.Module) -> int:
+    """A sum by which networks of other weights are told apart."""
+    found = 0
+    for tensor in network.state_dict().values():
+        if isinstance(tensor, Tensor):
+            found = zlib.crc32(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes(), found)
+    return found
 
 
 def _check_memory(
@@ -314,7 +319,7 @@ def _gib(mib: float) -> str:
 # ------------------------------------------------------------------------------------------ the work
 
 
-def _strips(window: Window) -> Iterator[Window]:
+def strips(window: Window) -> Iterator[Window]:
     """A window's rows, so many at a time."""
     for row in range(0, window.height, ROWS):
         yield Window(window.row + row, window.col, min(ROWS, window.height - row), window.width)
@@ -324,7 +329,7 @@ def _read(trained: TrainedNetwork, scene: Scene, window: Window) -> Tensor:
     """The normalised image in a window, (1, bands, height, width), 0 where there is no data."""
     size = (1, len(trained.bands), window.height, window.width)
     image = torch.empty(size, memory_format=torch.channels_last)
-    for strip in _strips(window):
+    for strip in strips(window):
         pixels = trained.normalize(torch.from_numpy(scene.read(strip).astype("float32")))
         row = strip.row - window.row
         image[0, :, row : row + strip.height] = pixels * torch.from_numpy(scene.read_valid(strip))
@@ -350,7 +355,7 @@ def _argmax(logits: Tensor) -> Labels:
     return labels
 
 
-def _count(
+def count(
     trained: TrainedNetwork, scene: Scene, windows: Sequence[Window], labels: Sequence[Labels]
 ) -> Confusion | None:
     """Take the class from pixels without data, and count the others where the scene has a label of these classes."""
@@ -358,7 +363,7 @@ def _count(
     scored = scene.has_label and [c.name for c in scene.classes] == names
     confusion = Confusion(names) if scored else None
     for window, its in zip(windows, labels, strict=True):
-        for strip in _strips(window):
+        for strip in strips(window):
             index = its[strip.row - window.row :][: strip.height]
             index[~scene.read_valid(strip)] = IGNORE_INDEX
             if confusion is not None:
@@ -372,7 +377,7 @@ def _rows(
     """All ranks' labels on the first rank, some rows at a time: the first of them, and all columns (others: none)."""
     tiles = [torch.from_numpy(its).to(device) for its in labels]
     have = tuple(((w.row, w.row + w.height), (w.col, w.col + w.width)) for w in windows)
-    for strip in _strips(scene.window):
+    for strip in strips(scene.window):
         wanted = ((strip.row, strip.row + strip.height), (0, scene.width))
         requests = ((wanted,), *[(((0, 0), (0, 0)),)] * (layout.parts - 1))
         _, fetched = fetch(layout, tiles, (0, 1), have, requests, "labels")
