@@ -105,7 +105,7 @@ def _label(
             band[0, :, : stop - row0, : scene.width] = read_normalized(trained, scene, row0, stop)
         return band
 
-    with tqdm(total=plan.steps, desc=f"labelling {scene.name}", unit="step", disable=not progress) as bar:
+    with tqdm(total=len(plan.steps), desc=f"labelling {scene.name}", unit="step", disable=not progress) as bar:
         for first, end, logits in plan.run(read, spill, bar.update):
             rows.put(first, end, logits[0, :, :, : scene.width])
 

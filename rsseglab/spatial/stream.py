@@ -67,53 +67,24 @@ class _Source:
         return lambda: self.read(row0, row1).to(device)
 
 
-class _Plan:
-    """What a table and a picture say of a schedule.
+class _Plan(Schedule):
+    """A schedule of a scene, with a table.
 
     Attributes:
-        schedule: the steps.
         height: of the image, in px.
         width: of the image, in px.
         rows: where bands begin, and the last one ends.
     """
 
-    def __init__(self, schedule: Schedule, height: int, width: int, image: SceneTensor) -> None:
-        self.schedule, self.height, self.width, self.rows = schedule, height, width, image.axes[0].bounds
-
-    @property
-    def steps(self) -> int:
-        """Number of operations."""
-        return len(self.schedule.steps)
-
-    @property
-    def passes(self) -> int:
-        """How often the scene is gone through."""
-        return self.schedule.passes
-
-    @property
-    def peak_bytes(self) -> int:
-        """Most bytes of results held at a time; kernels' own workspace is not in it."""
-        return self.schedule.peak_bytes
-
-    @property
-    def disk_bytes(self) -> int:
-        """Most bytes on disk at a time."""
-        return self.schedule.disk_bytes
-
-    @property
-    def written_bytes(self) -> int:
-        """Bytes that are moved to disk in all."""
-        return self.schedule.written_bytes
-
-    def buffers(self) -> dict[str, tuple[int, int]]:
-        """For each layer, the most bytes of its results held at a time, and those held at the worst moment of all."""
-        return self.schedule.buffers()
+    def __init__(self, order: list[Node], targets: list[Ref], memory_mib: float | None, image: SceneTensor) -> None:
+        super().__init__(order, targets, memory_mib)
+        self.height, self.width, self.rows = image.shape[2], image.shape[3], image.axes[0].bounds
 
     def _summary(self) -> list[str]:
         mib, bands = 2**20, len(self.rows) - 1
         return [
             f"{self.height} x {self.width} px in {bands} bands of about {round(self.height / bands)} rows, "
-            f"{self.passes} pass{'es' * (self.passes > 1)}; {self.steps} operations",
+            f"{self.passes} pass{'es' * (self.passes > 1)}; {len(self.steps)} operations",
             f"memory: {self.peak_bytes / mib:.0f} MiB of results at most, and what kernels take beside them",
             f"disk: {self.disk_bytes / mib:.0f} MiB at most, {self.written_bytes / mib:.0f} MiB written in all",
         ]
@@ -139,10 +110,10 @@ class Plan(_Plan):
     """
 
     def __init__(
-        self, schedule: Schedule, height: int, width: int, image: SceneTensor, source: _Source,
+        self, order: list[Node], targets: list[Ref], memory_mib: float | None, image: SceneTensor, source: _Source,
         outputs: list[tuple[int, int]], shape: tuple[int, ...],
     ) -> None:  # fmt: skip
-        super().__init__(schedule, height, width, image)
+        super().__init__(order, targets, memory_mib, image)
         self.outputs, self.shape, self._source = tuple(outputs), shape, source
 
     def run(
@@ -163,14 +134,14 @@ class Plan(_Plan):
             SpatialError: the disk is full.
         """
         self._source.read = read
-        for number, band in self.schedule.play(spill, after_step):
+        for number, band in self.play(spill, after_step):
             yield *self.outputs[number], band
 
     @property
     def reach(self) -> int:
         """Rows of the image that are read beyond a band of the output before it is complete, at most."""
         read, most = 0, 0
-        for step in self.schedule.steps:
+        for step in self.steps:
             if not step.node.reads and step.node.tile is not None:
                 read = max(read, self.rows[step.node.tile + 1])
             most = max([most, *(read - self._image_row(number) for number in step.targets)])
@@ -195,9 +166,9 @@ class Plan(_Plan):
         from matplotlib import pyplot as plt
 
         band = len(self.outputs) // 2 if band is None else band
-        layers = list(dict.fromkeys(step.node.layer for step in self.schedule.steps))
+        layers = list(dict.fromkeys(step.node.layer for step in self.steps))
         held = torch.zeros(len(layers), len(self.rows) - 1)
-        for node in self.schedule.held(band):
+        for node in self.held(band):
             if node.tile is not None:
                 held[layers.index(node.layer), node.tile] += node.nbytes / 2**20
         kept = [k for k in range(len(layers)) if held[k].any()]
@@ -257,18 +228,20 @@ def plan(
         if max(start, interval[0]) < interval[1] and isinstance(tile, LazyTensor)
     ]
     refs = [ref for _, ref in found]
-    schedule = Schedule(depth_first([ref.node for ref in refs]), refs, memory_mib)
-    return Plan(schedule, height, width, image, source, [interval for interval, _ in found], tuple(output.shape))
+    intervals = [interval for interval, _ in found]
+    order = depth_first([ref.node for ref in refs])
+    return Plan(order, refs, memory_mib, image, source, intervals, tuple(output.shape))
 
 
 class GradientPlan(_Plan):
     """How a network learns from a scene band by band, and what it takes; see `plan_gradients`. Printed, a table."""
 
     def __init__(
-        self, schedule: Schedule, height: int, width: int, image: SceneTensor, sources: tuple[_Source, _Source],
+        self, order: list[Node], targets: list[Ref], memory_mib: float | None, image: SceneTensor,
+        sources: tuple[_Source, _Source],
         parameters: list[nn.Parameter], effects: list[Tensor], counters: list[tuple[Tensor, Tensor]],
     ) -> None:  # fmt: skip
-        super().__init__(schedule, height, width, image)
+        super().__init__(order, targets, memory_mib, image)
         self._image, self._label = sources
         self._parameters, self._effects, self._counters = parameters, effects, counters
 
@@ -294,7 +267,7 @@ class GradientPlan(_Plan):
             SpatialError: the disk is full.
         """
         self._image.read, self._label.read = read, read_label
-        values = dict(self.schedule.play(spill, after_step))
+        values = dict(self.play(spill, after_step))
         loss = values.pop(0)
         targets = [*self._parameters, *self._effects]
         with torch.no_grad():
@@ -363,9 +336,9 @@ def plan_gradients(
     pairs = zip(learned.values(), gradients, strict=True)
     found = [(p, recorder.resummed(g)) for p, g in pairs if isinstance(g, LazyTensor)]
     refs = [value.ref, *(ref for _, ref in found), *(ref for ref in recorder.effects.values())]
-    schedule = Schedule(_from_the_bottom(refs, recorder.sums), refs, memory_mib)
+    order = _from_the_bottom(refs, recorder.sums)
     return GradientPlan(
-        schedule, height, width, image, (source, labels), [p for p, _ in found],
+        order, refs, memory_mib, image, (source, labels), [p for p, _ in found],
         list(recorder.effects), counters,
     )  # fmt: skip
 
