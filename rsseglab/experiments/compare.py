@@ -33,7 +33,7 @@ from rsseglab.inference.fusion import predict_decimated, predict_fusion
 from rsseglab.inference.whole import predict_whole
 from rsseglab.measure import Measure
 from rsseglab.rest.cost import flop_counter
-from rsseglab.scenes.manifest import load_manifest
+from rsseglab.scenes.manifest import load_protocol
 from rsseglab.scenes.raster import read_tags
 from rsseglab.scenes.scene import Scene
 from rsseglab.scenes.twins import label_pair_accuracy, twin_scenes, twins_in_memory
@@ -182,8 +182,7 @@ def scenes_of(preset: Preset, root: Path | None = None) -> Split:
             return [scene for i, twins in made for scene in twins_in_memory(twins, f"twins_{i}")]
 
         return Split(pairs(100_000, 150), pairs(50_000, 4), pairs(0, 8))
-    name, _, protocol = preset.data.partition(":")
-    manifest, prefix = load_manifest(name), f"{protocol}/" if protocol else ""
+    manifest, prefix = load_protocol(preset.data)
     splits = (manifest.scenes(prefix + split, root) for split in ("train", "val", "test"))
     factor = preset.decimate
     return Split(*([in_memory(decimated(s, factor)) if factor > 1 else s for s in split] for split in splits))

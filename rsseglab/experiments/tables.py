@@ -16,7 +16,7 @@ from rsseglab.errors import UserError
 from rsseglab.evaluation import BlockCounts, mean_iou_difference, mean_iou_interval
 from rsseglab.evaluation.bootstrap import Estimate, stretch
 from rsseglab.experiments.claims import CLAIMS, Number, claim_matrix
-from rsseglab.scenes.manifest import load_manifest
+from rsseglab.scenes.manifest import load_protocol
 from rsseglab.training.records import RunRecord
 
 Records = dict[str, dict[int, RunRecord]]  # method -> seed -> record
@@ -337,9 +337,8 @@ def window_curve(records: Records, dataset: str) -> pd.DataFrame:
 
 def whole_px(preset: Mapping[str, Any]) -> int:
     """The longest side of the test scenes, as the preset decimates them."""
-    name, _, protocol = preset["data"].partition(":")
-    manifest = load_manifest(name)
-    test = manifest.split(f"{protocol}/test" if protocol else "test")
+    manifest, prefix = load_protocol(preset["data"])
+    test = manifest.split(prefix + "test")
     return max(-(-side // preset["decimate"]) for scene in test for side in manifest.sizes[scene])
 
 

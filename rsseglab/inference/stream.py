@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from rsseglab.errors import UserError
 from rsseglab.inference.estimate import free_mib
 from rsseglab.inference.predict import Prediction, pick_device, prediction_nodata, read_normalized
-from rsseglab.inference.whole import MULTIPLE_PX, count, strips, weights_sum
+from rsseglab.inference.whole import count, padded_size, strips, weights_sum
 from rsseglab.measure import Measure
 from rsseglab.scenes.scene import Scene, class_values, label_writer
 from rsseglab.spatial import SpatialError, stream
@@ -86,7 +86,7 @@ def _label(
     """Fill in the rows that are missing."""
     if rows.done >= scene.height:
         return
-    height, width = (-(-n // MULTIPLE_PX) * MULTIPLE_PX for n in (scene.height, scene.width))
+    height, width = padded_size(scene)
     plan = stream.plan(
         network, height, width, scene.count, start=rows.done, memory_mib=memory_mib or SHARE * free_mib(device)
     )

@@ -76,7 +76,7 @@ def predict_whole(
     """
     layout, device = layout or Layout(1), pick_device(device)
     network = trained.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    height, width = (-(-n // MULTIPLE_PX) * MULTIPLE_PX for n in (scene.height, scene.width))
+    height, width = padded_size(scene)
     nodata = prediction_nodata(trained)
     tags = {"scene": scene.name, "tiles": f"{layout.rows} x {layout.cols}"}
     writer = label_writer(path, scene, trained.classes, nodata, tags)
@@ -253,6 +253,12 @@ def _check_alike(layout: Layout, scene: Scene, network: nn.Module) -> None:
         if len(set(found)) > 1:
             told = ", ".join(f"rank {rank} {fact}" for rank, fact in enumerate(found))
             raise UserError(f"ranks have different {what} ({told}); give all the same files.")
+
+
+def padded_size(scene: Scene) -> tuple[int, int]:
+    """Height and width of a scene, padded below and to the right to what networks take."""
+    height, width = (-(-n // MULTIPLE_PX) * MULTIPLE_PX for n in (scene.height, scene.width))
+    return height, width
 
 
 def weights_sum(network: nn.Module) -> int:

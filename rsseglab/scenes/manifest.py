@@ -328,6 +328,12 @@ def load_manifest(name: str | Path) -> Manifest:
     return Manifest.load(manifest_folder() / f"{name}.toml")
 
 
+def load_protocol(data: str) -> tuple[Manifest, str]:
+    """A data set's manifest by "NAME", or "NAME:PROTOCOL", and what its protocol's splits begin with ("PROTOCOL/")."""
+    name, _, protocol = data.partition(":")
+    return load_manifest(name), f"{protocol}/" if protocol else ""
+
+
 def nearest(word: str, words: Sequence[str]) -> str:
     """`` (did you mean ...?)`` for a word that is almost one of some others, else nothing."""
     close = difflib.get_close_matches(word, words, n=3)

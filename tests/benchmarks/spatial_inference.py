@@ -6,13 +6,12 @@ Bar: >= 2 x faster on 2048 x 2048, all threads, channels_last for both, MONAI at
 """
 
 import argparse
-import statistics
 import sys
 import time
 
 import segmentation_models_pytorch as smp
 import torch
-from monai.inferers import SlidingWindowInferer
+from timing import crops, median_seconds
 from verdicts import record, verdict
 
 from rsseglab.spatial import Layout, cut, join
@@ -30,24 +29,10 @@ def main():
     model = smp.Unet("resnet18", encoder_weights=None, classes=6).to(memory_format=torch.channels_last).eval()
     x = torch.randn(1, 3, args.size, args.size).to(memory_format=torch.channels_last)
 
-    def crops(batch):
-        inferer = SlidingWindowInferer(512, batch, overlap=0.5, mode="constant")
-        return lambda: inferer(x, lambda w: model(w.contiguous(memory_format=torch.channels_last)))
-
-    ways = {f"crops of 512, {b} at a time": crops(b) for b in (1, 4)}
+    ways = {f"crops of 512, {b} at a time": crops(model, x, b, overlap=0.5) for b in (1, 4)}
     for tiles in map(int, args.tiles.split(",")):
         ways[f"whole, {tiles} tiles"] = lambda t=tiles: join(model(cut(x, Layout(t))))
-    seconds = {name: [] for name in ways}
-    with torch.inference_mode():
-        for k in range(args.repeats + 1):  # interleaved; the first round warms up
-            for name, way in ways.items():
-                start = time.perf_counter()
-                way()
-                if k:
-                    seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(s) for name, s in seconds.items()}
-    for name, s in medians.items():
-        print(f"{name}: {s:.2f} s")
+    medians = median_seconds(ways, args.repeats)
     crop, whole = (min(s for name, s in medians.items() if name.startswith(way)) for way in ("crops", "whole"))
     good = verdict(
         f"the whole scene {crop / whole:.2f} times as fast as crops with 50 % overlap, at least 2", crop >= 2 * whole

@@ -10,7 +10,6 @@ included; pixels are made a band at a time.
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -79,16 +78,12 @@ def large():
 
 def speed(size=2048, repeats=3):
     import torch
-    from monai.inferers import SlidingWindowInferer
+    from timing import crops, median_seconds
 
     from rsseglab.spatial import stream
 
     model = network()
     x = torch.randn(1, 3, size, size).to(memory_format=torch.channels_last)
-
-    def crops(batch, overlap):
-        inferer = SlidingWindowInferer(512, batch, overlap=overlap, mode="constant")
-        return lambda: inferer(x, lambda w: model(w.contiguous(memory_format=torch.channels_last)))
 
     def streamed(rows):
         def run():
@@ -97,20 +92,10 @@ def speed(size=2048, repeats=3):
 
         return run
 
-    ways = {f"overlap {overlap}, {b} at a time": crops(b, overlap) for overlap in (0.5, 0) for b in (1, 2, 4)}
+    ways = {f"overlap {overlap}, {b} at a time": crops(model, x, b, overlap) for overlap in (0.5, 0) for b in (1, 2, 4)}
     ways |= {f"streamed, {rows or 'chosen'} rows": streamed(rows) for rows in (None, 128)}
     ways["plain"] = lambda: model(x)
-    seconds = {name: [] for name in ways}
-    with torch.inference_mode():
-        for k in range(repeats + 1):  # interleaved; the first round warms up
-            for name, way in ways.items():
-                start = time.perf_counter()
-                way()
-                if k:
-                    seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(s) for name, s in seconds.items()}
-    for name, s in medians.items():
-        print(f"{name}: {s:.2f} s", flush=True)
+    medians = median_seconds(ways, repeats)
     ours = medians["streamed, chosen rows"]
     half, none = (min(s for n, s in medians.items() if n.startswith(f"overlap {o},")) for o in (0.5, 0))
     good = verdict(f"{half / ours:.2f} times as fast as 50 % overlap, at least 2.5", half / ours >= 2.5)

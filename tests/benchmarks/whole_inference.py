@@ -55,7 +55,7 @@ def work(encoder, way, folder):
 
     from rsseglab.inference import Cropping, predict_scene, predict_whole
     from rsseglab.inference.estimate import estimate_mib
-    from rsseglab.inference.whole import MULTIPLE_PX
+    from rsseglab.inference.whole import padded_size
     from rsseglab.scenes.raster import RasterSource
     from rsseglab.spatial import Layout
 
@@ -70,8 +70,7 @@ def work(encoder, way, folder):
         found = {"seconds": done.seconds}
     elif kind == "whole":
         done = predict_whole(network, scene, path, device="cpu", progress=True)
-        height, width = (-(-n // MULTIPLE_PX) * MULTIPLE_PX for n in (scene.height, scene.width))
-        estimate = estimate_mib(network.network, scene.count, height, width)
+        estimate = estimate_mib(network.network, scene.count, *padded_size(scene))
         found = {"seconds": done.seconds, "above_standing_mib": done.peak_mib, "estimate_mib": estimate}
     else:
         whole = RasterSource(Path(folder) / "whole.tif").read(scene.window)[0]
@@ -82,7 +81,8 @@ def work(encoder, way, folder):
             image = network.normalize(torch.from_numpy(scene.read().astype("float32")))
             valid = scene.read_valid()
             image *= torch.from_numpy(valid)
-            image = torch.nn.functional.pad(image, (0, -scene.width % MULTIPLE_PX, 0, -scene.height % MULTIPLE_PX))
+            height, width = padded_size(scene)
+            image = torch.nn.functional.pad(image, (0, width - scene.width, 0, height - scene.height))
             plain = network.network.to(memory_format=torch.channels_last)
             with torch.inference_mode():
                 logits = plain(image[None].contiguous(memory_format=torch.channels_last))[0]
