@@ -371,7 +371,7 @@ def _predict(args: argparse.Namespace) -> None:
             _print_scored(done, args, scenes)
         return
     if args.stream:
-        from rsseglab.inference.stream import predict_stream
+        from rsseglab.inference import predict_stream
 
         how = {"memory_mib": args.memory, "spill": args.spill, "resume": args.resume, "device": device}
         for scene, path in zip(scenes, paths, strict=True):

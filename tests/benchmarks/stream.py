@@ -2,6 +2,7 @@
 
     python tests/benchmarks/stream.py memory   # 2048 x 16384 px against 2048 x 2048: peak, at most 1.15 times
     python tests/benchmarks/stream.py large    # 20000 x 20000 px, ResNet-18 U-Net: under 6 GiB; an hour on two cores
+    python tests/benchmarks/stream.py tile8    # dubai/tile8, 6447 x 4438 px: the labels of --whole; RSSEGLAB_DATA
     python tests/benchmarks/stream.py speed    # 2048 x 2048 px against crops of 512 px (MONAI): 2.5 and 1 / 1.25 times
 
 with ``--record`` for a run record. Memory is the resident peak of a process of its own, the interpreter and torch
@@ -12,6 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -76,6 +78,51 @@ def large():
     return verdict(f"20000 x 20000 px in {gib:.2f} GiB, under 6; {found['seconds'] / 60:.0f} min", gib < 6), found
 
 
+def tile8():
+    """Labels of `predict_stream` and of `predict_whole`, of a network with random weights.
+
+    The plain call's own error, at each pixel, is the largest difference of its scores from those in float64 (which are
+    streamed: the whole call would take 30 GiB). Where the best score leads by more than twice this, labels have to be
+    the same; the rest is counted.
+    """
+    import torch
+    from whole_inference import normalized, trained
+
+    from rsseglab.inference import predict_stream, predict_whole
+    from rsseglab.scenes.raster import RasterSource
+    from rsseglab.spatial import stream
+
+    network, scene = trained("resnet18")
+    with tempfile.TemporaryDirectory() as folder:
+        ways = {"whole": predict_whole, "streamed": predict_stream}
+        done = {n: way(network, scene, Path(folder) / f"{n}.tif", device="cpu") for n, way in ways.items()}
+        whole, streamed = (torch.from_numpy(RasterSource(d.path).read(scene.window)[0]) for d in done.values())
+    image = normalized(network, scene)
+    with torch.inference_mode():
+        plain = network.network(image)[0]
+    model = network.network.double()
+    plan = stream.plan(model, *image.shape[2:], scene.count)
+    found = {"differing_px": 0, "undecided_px": 0, "differing_where_decided_px": 0, "error": 0.0}
+    for row0, row1, scores in plan.run(lambda a, b: image[:, :, a:b].double()):
+        rows = slice(row0, min(row1, scene.height))
+        exact = scores[0, :, : rows.stop - row0, : scene.width]
+        error = (plain[:, rows, : scene.width] - exact).abs().amax(0)
+        lead = exact.topk(2, 0).values.diff(dim=0)[0].neg()
+        other, decided = whole[rows] != streamed[rows], lead > 2 * error
+        found["differing_px"] += int(other.sum())
+        found["undecided_px"] += int((~decided).sum())
+        found["differing_where_decided_px"] += int((other & decided).sum())
+        found["error"] = max(found["error"], float(error.max()))
+    wrong = found["differing_where_decided_px"]
+    good = verdict(
+        f"{wrong} px of {scene.height * scene.width} differ where the plain call's own error ({found['error']:.1e} at "
+        f"most) decides; of {found['undecided_px']} others {found['differing_px'] - wrong}",
+        wrong == 0,
+    )
+    costs = {f"{n}_{what}": getattr(d, what) for n, d in done.items() for what in ("seconds", "peak_mib")}
+    return good, found | costs
+
+
 def speed(size=2048, repeats=3):
     import torch
     from timing import crops, median_seconds
@@ -108,10 +155,10 @@ def main():
     if sys.argv[1:2] == ["work"]:
         return work(int(sys.argv[2]), int(sys.argv[3]))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["memory", "large", "speed"])
+    parser.add_argument("what", choices=["memory", "large", "tile8", "speed"])
     parser.add_argument("--record", action="store_true")
     args, begin = parser.parse_args(), time.perf_counter()
-    good, metrics = {"memory": memory, "large": large, "speed": speed}[args.what]()
+    good, metrics = {"memory": memory, "large": large, "tile8": tile8, "speed": speed}[args.what]()
     if args.record:
         command = f"python tests/benchmarks/stream.py {args.what} --record"
         configuration = {"encoder": "resnet18", "decoder": "unet", "what": args.what}

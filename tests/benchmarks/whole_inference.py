@@ -37,6 +37,18 @@ def trained(encoder):
     return TrainedNetwork(network, *values), scene
 
 
+def normalized(network, scene):
+    """All of a scene, as the network takes it: (1, bands, height, width), padded, 0 where there is no data."""
+    import torch
+
+    from rsseglab.inference.whole import padded_size
+
+    image = network.normalize(torch.from_numpy(scene.read().astype("float32"))) * torch.from_numpy(scene.read_valid())
+    height, width = padded_size(scene)
+    image = torch.nn.functional.pad(image, (0, width - scene.width, 0, height - scene.height))
+    return image[None].contiguous(memory_format=torch.channels_last)
+
+
 def part_of(scene, share):
     """The upper left of a scene, in memory."""
     from rsseglab.scenes.raster import ArraySource
@@ -78,14 +90,10 @@ def work(encoder, way, folder):
             done = predict_whole(network, scene, path, Layout(4), device="cpu", progress=False)
             other, valid = RasterSource(done.path).read(scene.window)[0], True
         else:
-            image = network.normalize(torch.from_numpy(scene.read().astype("float32")))
-            valid = scene.read_valid()
-            image *= torch.from_numpy(valid)
-            height, width = padded_size(scene)
-            image = torch.nn.functional.pad(image, (0, width - scene.width, 0, height - scene.height))
+            valid, image = scene.read_valid(), normalized(network, scene)
             plain = network.network.to(memory_format=torch.channels_last)
             with torch.inference_mode():
-                logits = plain(image[None].contiguous(memory_format=torch.channels_last))[0]
+                logits = plain(image)[0]
             index = logits[:, : scene.height, : scene.width].argmax(0).numpy()
             other = np.array([c.value for c in scene.classes], np.uint8)[index]
         found = {"differing_px": int(((whole != other) & valid).sum())}

@@ -11,8 +11,8 @@ from made import CLASSES, make_scene
 from rsseglab.cli import main
 from rsseglab.decoders import create_network
 from rsseglab.errors import UserError
+from rsseglab.inference import predict_stream
 from rsseglab.inference import stream as module
-from rsseglab.inference.stream import predict_stream
 from rsseglab.inference.whole import predict_whole
 from rsseglab.scenes import Scene
 from rsseglab.training.checkpoint import TrainedNetwork
