@@ -282,7 +282,13 @@ def _train(args: argparse.Namespace) -> None:
 
 def _add_predict(commands: "_Commands") -> None:
     parser = _command(commands, "predict", "label whole scenes with a checkpoint, as GeoTIFFs", _predict)
-    parser.add_argument("scenes", nargs="*", type=Path, metavar="SCENE", help="rasters, or folders of rasters")
+    parser.add_argument(
+        "scenes",
+        nargs="*",
+        type=Path,
+        metavar="SCENE",
+        help="rasters, or folders of rasters; of --data, its scenes by name",
+    )
     _add_data_options(parser, None)
     parser.add_argument("--split", default="test", help="of --data")
     _add_single_class(parser)
@@ -414,10 +420,12 @@ def _scenes_to_label(args: argparse.Namespace, bands: Sequence[str]) -> "list[Sc
     from rsseglab.experiments.run import as_one_class
     from rsseglab.scenes.manifest import load_manifest
 
-    if bool(args.data) == bool(args.scenes):
-        raise UserError("say what to label: either rasters or folders, or --data NAME.")
+    if not args.data and not args.scenes:
+        raise UserError("say what to label: rasters or folders, or --data NAME.")
     if args.data:
-        return as_one_class(load_manifest(args.data).scenes(args.split, args.root), args.single_class)
+        manifest = load_manifest(args.data)
+        named = [manifest.scene(str(name), args.root) for name in args.scenes]
+        return as_one_class(named or manifest.scenes(args.split, args.root), args.single_class)
     if args.single_class:
         raise UserError("--single-class names classes of --data; files are labelled by the checkpoint's, leave it out.")
     files = [file for path in args.scenes for file in (_rasters(path) if path.is_dir() else [path])]

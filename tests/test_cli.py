@@ -127,6 +127,17 @@ def test_predict_files_and_folders(data, run, tmp_path):
         assert np.array_equal(one.read(), other.read()) and str(one.crs) == "EPSG:32633"
 
 
+def test_one_scene_by_name_whole_and_streamed(data, run, tmp_path, capsys):
+    """A name of --data, whatever its split; both ways give the same file."""
+    command = ["predict", "b", *options(data), "--checkpoint", str(run / "best.ckpt")]
+    ways = [tmp_path / "--whole", tmp_path / "--stream"]
+    for way in ways:
+        assert main([*command, way.name, "--output", str(way)]) == 0
+    whole, streamed = (rasterio.open(way / "b.tif").read() for way in ways)
+    assert np.array_equal(whole, streamed)
+    assert "did you mean" in refused(capsys, *command[:1], "bb", *command[2:])
+
+
 def test_quickstart_leaves_its_three_files(data, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("RSSEGLAB_WEIGHTS", raising=False)
     monkeypatch.setattr("rsseglab.experiments.quickstart.CROP_PX", 64)
