@@ -27,7 +27,9 @@ from rsseglab.errors import UserError
 from rsseglab.evaluation import count_blocks, evaluate_scene, pool
 from rsseglab.evaluation.evaluate import index_reader
 from rsseglab.evaluation.seams import Placement
+from rsseglab.experiments.folds import merge_folds
 from rsseglab.experiments.global_local import fit_global_local, load_global_local
+from rsseglab.experiments.tables import read_records
 from rsseglab.inference import Cropping, predict_scene
 from rsseglab.inference.fusion import predict_decimated, predict_fusion
 from rsseglab.inference.whole import predict_whole
@@ -93,6 +95,7 @@ class Preset:
         context_px: of twin scenes: how far the key is at least. Most look-alike pixels are farther from it, so even
             where this is less than a crop's side, crops can answer for those few alone that share one with the key.
         seeds: of training.
+        folds: protocols of the data set that are compared one by one, and whose test scenes are then scored together.
     """
 
     data: str
@@ -115,6 +118,7 @@ class Preset:
     augment: bool = True
     context_px: int = 0
     seeds: tuple[int, ...] = (0, 1, 2)
+    folds: tuple[str, ...] = ()
 
     @property
     def methods(self) -> dict[str, Method]:
@@ -153,10 +157,12 @@ PRESETS = {
     ),
     "synthetic": Preset("synthetic", decimate=1),
     "dubai": Preset("dubai", decimate=2),
-    # As large as fits at full resolution; two windows, as UPerNet's pooled map has one pixel and a batch norm.
+    # As large as fits at full resolution; two windows, as UPerNet's pooled map has one pixel and a batch norm. Each
+    # group of scenes that show the same ground is left out in turn.
     "dubai-gpu": Preset(
         "dubai", "convnext_tiny", "upernet", window_px=2048, crop_px=512, crop_sizes=(256, 512, 1024), batch=2,
         steps=4000, second_steps=500, downsampled_px=512, global_px=512, strides=(8, 16, 32),
+        folds=("without_1_3", "without_2", "without_5", "without_4_7_8"),
     ),
     "twins-near": replace(TWINS, context_px=32),
     "twins-far": replace(TWINS, context_px=160),
@@ -408,7 +414,8 @@ def preset_of(data: str, quick: bool = False, gpu: bool = False) -> Preset:
     """The comparison on a data set: for a CPU in an hour or two, in minutes (``quick``), or for a GPU.
 
     Args:
-        data: as `Preset.data`; of a protocol such as "dubai:without_2" all but the split is the data set's.
+        data: as `Preset.data`; of a protocol such as "dubai:without_2" all but the split is the data set's, and that
+            one fold is compared alone.
         quick: a few steps on small scenes.
         gpu: large windows, a larger network, many steps.
 
@@ -422,7 +429,7 @@ def preset_of(data: str, quick: bool = False, gpu: bool = False) -> Preset:
         known = ", ".join(n for n in PRESETS if n != "quick")
         raise UserError(f"there is no comparison '{name}'{' --quick' if quick else ''}; choose one of {known}.")
     preset = PRESETS[name]
-    return replace(preset, data=data) if ":" in data else preset
+    return replace(preset, data=data, folds=()) if ":" in data else preset
 
 
 def compare(
@@ -456,6 +463,9 @@ def compare(
         raise UserError(f"unknown method '{unknown[0]}'; choose among {', '.join(what.methods)}.")
     out = out or Path("outputs/compare") / what.data
     records = records or out / "records"
+    if what.folds:
+        _compare_folds(what, records, out, seeds=seeds, methods=methods, root=root, jobs=jobs)
+        return records
     names = [name for name in what.methods if not methods or name in methods]
     # The second stage starts from a checkpoint of the first, so it waits for all first ones.
     for stage in (1, 2):
@@ -464,6 +474,15 @@ def compare(
             raise UserError(f"the second stage starts from crops-{what.crop_px}; compare that too.")
         _run_all(what, runs, out, records, root, jobs)
     return records
+
+
+def _compare_folds(what: Preset, records: Path, out: Path, **how: Any) -> None:
+    """A comparison on each fold, in a folder of its own, and records of all folds together."""
+    ones = {fold: replace(what, data=f"{what.data}:{fold}", folds=()) for fold in what.folds}
+    of_folds = [read_records(compare(one, out=out / fold, **how)) for fold, one in ones.items()]
+    for name, runs in merge_folds(of_folds, asdict(what)).items():
+        for seed, record in runs.items():
+            record.write(records / f"{name}_seed{seed}.json")
 
 
 def _run_all(

@@ -78,6 +78,8 @@ def conditions(records: Records) -> str:
     strides = ", ".join(map(str, preset["strides"]))
     if preset["data"] != "twins":
         data += f" (test scenes of up to {whole_px(preset)} px a side)"
+        if folds := preset.get("folds"):
+            data += f", scored over the folds {', '.join(folds)} together"
     return (
         f"{data}. {preset['encoder']} ({' and '.join(weights)} weights), {preset['decoder']}; {preset['steps']} steps "
         f"of {preset['batch']} x {preset['window_px']}² px, windows cut in {preset['tiles']} tiles, SPIM at strides "

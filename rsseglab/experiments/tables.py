@@ -119,7 +119,7 @@ def _val_scores(seeds: Mapping[int, RunRecord]) -> dict[str, float]:
     return {way: float(np.mean([scores[way] for scores in chosen])) for way in chosen[0]}
 
 
-def _way(seeds: Mapping[int, RunRecord]) -> str:
+def way_of(seeds: Mapping[int, RunRecord]) -> str:
     """The way that is best on validation, or the only one."""
     scores = _val_scores(seeds)
     return max(scores, key=lambda way: scores[way]) if scores else "whole"
@@ -128,7 +128,7 @@ def _way(seeds: Mapping[int, RunRecord]) -> str:
 def _runs(records: Records, method: str, seeds: Sequence[int], way: str | None = None) -> list[list[BlockCounts]]:
     runs = []
     for seed in seeds:
-        scenes = records[method][seed].metrics["scenes"][way or _way(records[method])]["scenes"]
+        scenes = records[method][seed].metrics["scenes"][way or way_of(records[method])]["scenes"]
         runs.append([BlockCounts.from_json(counts) for counts in scenes.values()])
     return runs
 
@@ -137,7 +137,7 @@ def comparison_table(records: Records) -> pd.DataFrame:
     """One row a method: score with its interval, seams, and what it cost; the mean over seeds where not said else."""
     rows = {}
     for method, seeds in records.items():
-        way = _way(seeds)
+        way = way_of(seeds)
         pooled = [r.metrics["pooled"] for r in seeds.values()]
         ways = [p["ways"][way] for p in pooled]
         score = _score(records, method)
@@ -179,7 +179,7 @@ def _number(estimate: Estimate) -> Number:
 
 def _pair_accuracy(seeds: Mapping[int, RunRecord], draws: int = 2000) -> Number:
     """Mean over seeds and pairs of scenes, and an interval over both, drawn as by `rsseglab.evaluation.bootstrap`."""
-    way = _way(seeds)
+    way = way_of(seeds)
     values = np.array([r.metrics["pooled"]["ways"][way]["pair_accuracies"] for r in seeds.values()])  # (seeds, pairs)
     rng, (count, pairs) = np.random.default_rng(0), values.shape
     weights = rng.multinomial(max(pairs - 1, 1), np.full(pairs, 1 / pairs), size=draws) / max(pairs - 1, 1)
@@ -234,7 +234,7 @@ def _side(records: Records, name: str) -> Side | None:
     if method not in records:
         return None
     if name != SPIM_WINDOWS:
-        return Side(method, _way(records[method]), _title(records, method))
+        return Side(method, way_of(records[method]), _title(records, method))
     first = next(iter(records[method].values()))
     way = f"windows of {first.configuration['preset']['window_px']} px"
     known = way in first.metrics["pooled"]["ways"]
@@ -337,9 +337,10 @@ def window_curve(records: Records, dataset: str) -> pd.DataFrame:
 
 def whole_px(preset: Mapping[str, Any]) -> int:
     """The longest side of the test scenes, as the preset decimates them."""
-    manifest, prefix = load_protocol(preset["data"])
-    test = manifest.split(prefix + "test")
-    return max(-(-side // preset["decimate"]) for scene in test for side in manifest.sizes[scene])
+    names = [f"{preset['data']}:{fold}" for fold in preset.get("folds", ())] or [preset["data"]]
+    protocols = [load_protocol(name) for name in names]
+    sizes = [m.sizes[scene] for m, prefix in protocols for scene in m.split(prefix + "test")]
+    return max(-(-side // preset["decimate"]) for size in sizes for side in size)
 
 
 def print_tables(folder: Path) -> None:

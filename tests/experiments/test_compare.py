@@ -17,6 +17,7 @@ from rsseglab.evaluation import BlockCounts
 from rsseglab.evaluation.receptive_field import receptive_field
 from rsseglab.experiments import page, tables
 from rsseglab.experiments.compare import PRESETS, TWINS, Preset, compare, config_of, preset_of, scenes_of
+from rsseglab.experiments.folds import merge_folds
 from rsseglab.scenes.manifest import load_manifest
 from rsseglab.training.records import RunRecord
 
@@ -48,17 +49,17 @@ def test_a_preset_by_its_name():
 
 def test_a_group_left_out_in_turn():
     """The GPU's comparison, over the groups of Dubai's scenes that show the same ground; each is tested once."""
-    manifest, tested = load_manifest("dubai"), []
-    for protocol in ("without_1_3", "without_2", "without_5", "without_4_7_8"):
+    manifest, tested, folds = load_manifest("dubai"), [], PRESETS["dubai-gpu"].folds
+    for protocol in folds:
         preset = preset_of(f"dubai:{protocol}", gpu=True)
-        assert replace(preset, data="dubai") == PRESETS["dubai-gpu"]
+        assert replace(preset, data="dubai", folds=folds) == PRESETS["dubai-gpu"]
         tested += manifest.split(f"{protocol}/test")
     assert sorted(tested) == sorted(manifest.sizes)
 
 
-def test_a_protocol_of_a_data_set_gives_its_scenes(tmp_path):
+def test_protocols_of_a_data_set(tmp_path):
     for name in ("drei", "zwei", "eins"):
-        make_scene(tmp_path, name, 40, 48)
+        make_scene(tmp_path, name, 72, 80)
     classes = ", ".join(f'{{name = "{c.name}", value = {c.value}, color = {list(c.color)}}}' for c in MADE)
     text = (
         'name = "made"\ntitle = "Made"\npage = "https://example.org"\nlicence = "CC0"\ncredit = "us"\nget = "made"\n'
@@ -66,11 +67,54 @@ def test_a_protocol_of_a_data_set_gives_its_scenes(tmp_path):
         '[layout]\nimage = "{id}_image.tif"\nlabel = "{id}_label.tif"\n'
         '[splits]\ntrain = ["eins"]\nval = ["zwei"]\ntest = ["drei"]\n'
         '[splits.turned]\ntrain = ["drei"]\nval = ["zwei"]\ntest = ["eins"]\n'
+        '[splits.other]\ntrain = ["drei"]\nval = ["eins"]\ntest = ["zwei"]\n'
     )
     (tmp_path / "made.toml").write_text(text)
     split = scenes_of(Preset(f"{tmp_path / 'made.toml'}:turned", decimate=2), tmp_path)
     assert [scene.name for part in (split.train, split.val, split.test) for scene in part] == ["drei", "zwei", "eins"]
-    assert split.test[0].height == 20
+    assert split.test[0].height == 36
+    folds = Preset(
+        str(tmp_path / "made.toml"), "test_resnet", window_px=64, crop_px=32, crop_sizes=(32,), steps=1, strides=(16,),
+        seeds=(0,), folds=("turned", "other"),
+    )  # fmt: skip
+    records = tables.read_records(compare(folds, methods=["crops-32"], out=tmp_path / "out", root=tmp_path))
+    assert set(records["crops-best"][0].metrics["scenes"]["by validation"]["scenes"]) == {"eins", "zwei"}
+
+
+def test_folds_are_scored_together(tmp_path):
+    """Scenes of both folds, each labelled as that fold's validation scenes say; costs are means, peaks the highest."""
+    folds = []
+    for number, (good, also) in enumerate((("crops-128", "crops-256"), ("crops-256", "crops-128"))):
+        folder = tmp_path / f"fold{number}"
+        folder.mkdir()
+        right = {}
+        for seed in range(2):
+            right[seed] = made_record(folder, good, seed, 0.9, val=0.8, scene=f"s{number}")
+            made_record(folder, also, seed, 0.6, val=0.4, scene=f"s{number}")
+            made_record(
+                folder, "rest-spim", seed, 0.7, 0.5, way="whole", also=("windows of 512 px",), scene=f"s{number}"
+            )
+        folds.append(tables.read_records(folder))
+    preset = asdict(PRESETS["dubai-gpu"]) | {"window_px": 512}
+    for name, runs in merge_folds(folds, preset).items():
+        for seed, record in runs.items():
+            record.write(tmp_path / "all" / f"{name}_seed{seed}.json")
+    merged = tables.read_records(tmp_path / "all")
+    assert "scored over the folds without_1_3, without_2, " in page.conditions(merged)
+    assert list(merged) == ["crops-best", "crops-128", "crops-256", "rest-spim"]
+    assert tables.best_crops(merged) == ("crops-best", "by validation")
+    counts = merged["crops-best"][1].metrics["scenes"]["by validation"]["scenes"]
+    theirs = [
+        fold[m][1].metrics["scenes"]["overlap 0.5"]["scenes"]
+        for fold, m in zip(folds, ("crops-128", "crops-256"), strict=True)
+    ]
+    assert counts == theirs[0] | theirs[1] and set(counts) == {"s0", "s1"}
+    table = tables.comparison_table(merged)
+    assert table.loc["best crops of each fold", "score"] == pytest.approx(right[0], abs=0.05)
+    assert table.loc["rest-spim", "s / Mpx"] == 1 and table.loc["rest-spim", "Mpx seen"] == pytest.approx(1e-4)
+    found = tables.differences(merged)
+    assert found.loc["spim_minus_best_crops_miou", "high"] < 0 and found["blocks"].eq(24).all()
+    assert found.loc["spim_whole_minus_windows_miou", "difference"] == 0
 
 
 def test_twin_scenes_of_a_comparison_are_apart():
@@ -113,14 +157,16 @@ def test_unknown_methods(tmp_path):
         tables.read_records(tmp_path)
 
 
-def made_record(folder, method, seed, right, val, preset="synthetic", way="overlap 0.5", also=(), context_px=0):
+def made_record(
+    folder, method, seed, right, val, preset="synthetic", way="overlap 0.5", also=(), context_px=0, scene="s"
+):
     """A method that labels ``right`` of 100 pixels of each of 12 blocks as they are."""
     rng = np.random.default_rng(seed)
     counts = np.zeros((12, 2, 3), np.int64)
     for block in counts:
         hits = rng.binomial(100, right)
         block[0, 0], block[0, 1], block[1, 1], block[1, 0] = hits, 100 - hits, hits, 100 - hits
-    its = BlockCounts("s", CLASSES, 64, counts)
+    its = BlockCounts(scene, CLASSES, 64, counts)
     score = {
         "mean_iou": its.confusion.mean_iou(), "mean_boundary_f1": 0.5, "seconds_per_mpx": 1.0, "peak_mib": 10.0,
         "pair_accuracies": [right, right],
@@ -137,7 +183,7 @@ def made_record(folder, method, seed, right, val, preset="synthetic", way="overl
                 "training_seconds": 1.0, "training_peak_mib": 1.0, "parameters": 10, "gflops_per_mpx": 1.0,
                 "pixels_seen": 100,
             },
-            "scenes": {name: {"scenes": {"s": its.to_json()}} for name in ways},
+            "scenes": {name: {"scenes": {scene: its.to_json()}} for name in ways},
         },
         seeds=[seed],
         minutes=1.0,
