@@ -11,8 +11,8 @@ node's result is freed, or moved to disk, as one piece.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial, wraps
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -29,6 +29,10 @@ FACTORIES = [  # they look at no value
     for name in (f"new_{what}", f"{what}_like")
 ]
 OUT_OF_PLACE = {aten.bernoulli_.float: aten.bernoulli.p}  # where the name does not tell
+WRITES_TO_A_PART = (
+    "overwrites a part of a tensor while a scene is streamed; build the new tensor out of place (torch.where, "
+    "torch.cat), or label the scene whole."
+)
 ASKS_FOR_VALUES = (aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default)
 
 
@@ -40,6 +44,7 @@ class Node:
         args: arguments, with a `Ref` in the place of each lazy tensor.
         kwargs: likewise.
         reads: the nodes of these references, each once.
+        constants: plain tensors among the arguments.
         nbytes: of the result.
         layer: the module that asked for it, by name.
         tile: of the scene that it is about, as far as that can be told: that of the largest tensor that it reads.
@@ -47,7 +52,7 @@ class Node:
         barrier: whether all of the scene goes into it.
     """
 
-    __slots__ = ("args", "barrier", "function", "kwargs", "layer", "nbytes", "number", "reads", "tile")
+    __slots__ = ("args", "barrier", "constants", "function", "kwargs", "layer", "nbytes", "number", "reads", "tile")
 
     def __init__(
         self,
@@ -61,17 +66,30 @@ class Node:
     ) -> None:
         self.function, self.args, self.kwargs = function, args, kwargs
         self.layer, self.tile, self.number = layer, tile, number
-        self.reads = tuple(dict.fromkeys(leaf.node for leaf in _leaves((args, kwargs)) if type(leaf) is Ref))
+        leaves = list(_leaves((args, kwargs)))
+        self.reads = tuple(dict.fromkeys(leaf.node for leaf in leaves if type(leaf) is Ref))
+        self.constants = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         self.nbytes = sum(t.untyped_storage().nbytes() for t in results)
         self.barrier = False
 
-    def compute(self, values: Callable[[Node], Any]) -> Any:
-        """The result, from those of the nodes that it reads."""
+    def compute(self, values: Callable[[Node], Any], inputs: Mapping[str, Any]) -> Any:
+        """The result, from those of the nodes that it reads, and from what this run is given."""
 
         def value(leaf: Any) -> Any:
-            return leaf.of(values(leaf.node)) if type(leaf) is Ref else leaf
+            if type(leaf) is Ref:
+                return leaf.of(values(leaf.node))
+            return inputs[leaf.name] if type(leaf) is Input else leaf
 
         return self.function(*_changed(value, self.args), **_changed(value, self.kwargs))
+
+
+class Input:
+    """In the place of an argument: what a program is given when it is run, by name."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
 
 class View(NamedTuple):
@@ -93,11 +111,25 @@ class Ref:
 
     def of(self, result: Any) -> Any:
         """The tensor that is meant, from the node's result."""
-        x = result if self.index is None else result[self.index]
-        for function, args, kwargs, index in self.views:
-            x = function(x, *args, **kwargs)
-            x = x if index is None else x[index]
-        return x
+        return _seen(result if self.index is None else result[self.index], self.views)
+
+
+def _seen(x: Any, views: tuple[View, ...]) -> Any:
+    """A tensor through views."""
+    for function, args, kwargs, index in views:
+        x = function(x, *args, **kwargs)
+        x = x if index is None else x[index]
+    return x
+
+
+def _written(function: Any, views: tuple[View, ...], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """A copy of a tensor, with an operation in place done to a view of it."""
+    x = x.clone()
+    part = _seen(x, views)
+    if part.untyped_storage().data_ptr() != x.untyped_storage().data_ptr():  # a reshape that had to copy
+        raise SpatialError(f"{function} {WRITES_TO_A_PART}")
+    function(part, *args, **kwargs)
+    return x
 
 
 def _leaves(args: Any) -> Iterator[Any]:
@@ -152,30 +184,30 @@ class Recorder:
     Attributes:
         layer: name of the module that runs; nodes are labelled with it.
         nodes: how many there are.
-        effects: plain tensors that are overwritten, such as running means, and what by.
         sums: the nodes that `resummed` has made.
     """
 
     def __init__(self) -> None:
         self.layer = ""
         self.nodes = 0
-        self.effects: dict[Tensor, Ref] = {}
         self.sums: list[Node] = []
-        self._metas: dict[Tensor, Tensor] = {}  # of plain tensors, such as running means
+        self._metas: dict[Tensor, Tensor] = {}  # of plain tensors, such as masks
+        self._versions: dict[Tensor, int] = {}  # of these, when they were first seen
         self._known: dict[Any, Any] = {}
 
     def source(
         self,
-        function: Callable[[], Tensor],
+        function: Callable[..., Tensor],
         meta: Tensor,
         device: torch.device,
         tile: int | None = None,
         again: bool = False,
+        args: tuple[Input, ...] = (),
     ) -> LazyTensor:
         """A tensor that a function will give: once, or again to each operation that reads it."""
 
         def node() -> Node:
-            return self._node(function, (), {}, [meta], tile)
+            return self._node(function, args, {}, [meta], tile)
 
         return LazyTensor(self, meta, Root(node(), meta.shape, again=node if again else None), (), device)
 
@@ -184,15 +216,14 @@ class Recorder:
         if function in SAME_VALUES:
             return LazyTensor(self, args[0].meta, args[0].root, args[0].views, args[0].device)
         if function in ASKS_FOR_VALUES:
-            raise SpatialError(
-                f"{function} asks for values while a scene is streamed, and there are none yet: the network's work "
-                "depends on what it sees; label the scene whole, or in crops."
-            )
+            raise _no_values(function)
         if function is aten.as_strided.default:
             raise SpatialError(
                 f"{function} looks at how a tensor lies in memory, which may be otherwise than planned; label the "
                 "scene whole, or in crops."
             )
+        if function._schema.is_mutable:
+            self._check_target(function, args)
         meta = self._shapes(function, args, kwargs)
         if function.is_view or function is aten._unsafe_view.default:
             return self._view(function, args, kwargs, meta)
@@ -224,6 +255,19 @@ class Recorder:
             self.sums.append(total.node)
         return total
 
+    def check_constants(self) -> None:
+        """Plain tensors are read when the program is run, so they have to be as they were when they were used.
+
+        Raises:
+            SpatialError: one has been overwritten since.
+        """
+        for x, version in self._versions.items():
+            if _version(x) != version:
+                raise SpatialError(
+                    f"a tensor {list(x.shape)} that does not depend on the image is overwritten after it was used; "
+                    "make a new one instead, or label the scene whole."
+                )
+
     def _shapes(self, function: Any, args: Any, kwargs: Any) -> Any:
         """What a function gives on ``meta`` tensors; most bands ask for what another has asked for before."""
         asked = (function, _signature(args), _signature(kwargs))
@@ -252,7 +296,10 @@ class Recorder:
 
     def _node(self, function: Any, args: Any, kwargs: Any, results: Sequence[Tensor], tile: int | None) -> Node:
         self.nodes += 1
-        return Node(function, args, kwargs, results, self.layer, tile, self.nodes)
+        node = Node(function, args, kwargs, results, self.layer, tile, self.nodes)
+        for x in node.constants:
+            self._versions.setdefault(x, _version(x))
+        return node
 
     def _view(self, function: Any, args: Any, kwargs: Any, meta: Any) -> Any:
         x, rest = args[0], tuple(args[1:])
@@ -265,30 +312,40 @@ class Recorder:
             for i, m in enumerate(meta)
         )
 
+    def _check_target(self, function: Any, args: Any) -> None:
+        """Refuse what writes to anything but a lazy tensor that is its first operand."""
+        writes = [
+            argument.alias_info is not None and argument.alias_info.is_write for argument in function._schema.arguments
+        ]
+        if not writes[0] or sum(writes) > 1:
+            raise SpatialError(f"{function} writes to a tensor that is handed in (out=); take what it returns.")
+        if torch.Tag.inplace_view in function.tags:
+            raise SpatialError(f"{function} gives a tensor another shape in place; use the view that it is named for.")
+        if not isinstance(args[0], LazyTensor):
+            raise SpatialError(
+                f"{function} writes what depends on the image into a tensor {list(args[0].shape)} that does not; "
+                "build the new tensor out of place, or label the scene whole."
+            )
+        if args[0].copied:
+            raise SpatialError(f"{function} {WRITES_TO_A_PART}")
+
     def _in_place(self, function: Any, args: Any, kwargs: Any) -> Any:
         """An operation that overwrites its first operand: one that does not, and whoever shares memory sees it."""
-        target = args[0]
+        target, root, tile = args[0], args[0].root, _tile_of((args, kwargs))
         name = function._schema.name.removeprefix("aten::")
         twin = OUT_OF_PLACE.get(function) or getattr(
             getattr(aten, name.rstrip("_"), None), function._overloadname, None
         )
-        if twin is not None and type(target) is Tensor and not target.requires_grad:
-            now = self.effects.get(target, target)  # a layer that is used twice writes twice
-            node = self._node(twin, (now, *_referred(args[1:])), _referred(kwargs), [target], None)
-            self.effects[target] = Ref(node)
-            return target
-        lazy = isinstance(target, LazyTensor) and not target.copied
-        if not lazy or twin is None or any(view.function is not torch.reshape for view in target.views):
-            raise SpatialError(
-                f"{function} overwrites a part of a tensor while a scene is streamed; build the new tensor out of "
-                "place (torch.where, torch.cat), or label the scene whole."
-            )
-        root = target.root
-        tile, args, kwargs = _tile_of((args, kwargs)), _referred(args), _referred(kwargs)
-        if target.views:  # all of the memory, in another shape
-            shape, into = root.shape, twin
-            twin = lambda *args, **kwargs: into(*args, **kwargs).reshape(shape)  # noqa: E731
-        root.overwrite(self._node(twin, args, kwargs, [target.meta], tile))
+        all_of_it = all(view.function is torch.reshape for view in target.views)
+        if twin is None or not all_of_it or self._shapes(twin, args, kwargs).dtype != target.dtype:
+            base, twin = Ref(root.read(), root.index), partial(_written, function, target.views)
+            args = (base, *_referred(args[1:]))
+        else:
+            args = _referred(args)
+            if target.views:  # all of the memory, in another shape
+                shape, into = root.shape, twin
+                twin = lambda *args, **kwargs: into(*args, **kwargs).reshape(shape)  # noqa: E731
+        root.overwrite(self._node(twin, args, _referred(kwargs), [target.meta], tile))
         return target
 
     def _on_meta(self, leaf: Any) -> Any:
@@ -342,6 +399,14 @@ class LazyTensor(Tensor):
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"LazyTensor(shape={list(self.shape)}, dtype={self.dtype}, device={self.device})"
 
+    def tolist(self) -> Any:
+        """There are no values."""
+        raise _no_values("tolist")
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """There are no values."""
+        raise _no_values("numpy")
+
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
@@ -387,6 +452,18 @@ def _tile_of(args: Any) -> int | None:
     most = max(sizes, default=(0, 0))[0]
     found = sorted({tile for size, tile in sizes if size == most})
     return found[(len(found) - 1) // 2] if found else None
+
+
+def _no_values(function: Any) -> SpatialError:
+    return SpatialError(
+        f"{function} asks for values while a scene is streamed, and there are none yet: the network's work depends on "
+        "what it sees; label the scene whole, or in crops."
+    )
+
+
+def _version(x: Tensor) -> int:
+    """How often a tensor has been overwritten, where that is counted."""
+    return 0 if x.is_inference() else x._version
 
 
 def _signature(args: Any) -> Any:

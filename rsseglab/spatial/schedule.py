@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import heapq
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +21,11 @@ from rsseglab.spatial.lazy import Node, Ref
 
 
 class Step(NamedTuple):
-    """Compute a node; then move results to disk, and forget those that nobody reads any more.
+    """Move results to disk; compute a node; forget results that nobody reads any more.
 
     Attributes:
         node: what is computed.
-        spilled: nodes whose results go to disk.
+        spilled: nodes whose results go to disk, to make room.
         dropped: nodes whose results are read for the last time here.
         targets: numbers of the targets that are now complete.
     """
@@ -46,31 +47,39 @@ class Schedule:
     Attributes:
         steps: in order.
         targets: what is wanted.
+        memory_mib: as asked for.
         peak_bytes: most bytes of results held at a time; kernels' own workspace is not in it.
         disk_bytes: most bytes on disk at a time.
         written_bytes: bytes that are moved to disk in all.
+        constant_bytes: of plain tensors that the steps read, such as masks and coordinates.
     """
 
     def __init__(self, order: Sequence[Node], targets: Sequence[Ref], memory_mib: float | None) -> None:
-        self.targets = tuple(targets)
+        self.targets, self.memory_mib = tuple(targets), memory_mib
         memory = _Memory(None if memory_mib is None else int(memory_mib * 2**20))
         self.steps = tuple(_steps(order, self.targets, memory))
         self.peak_bytes, self.disk_bytes, self.written_bytes = memory.peak, memory.disk_peak, memory.written
+        storages = {id(x.untyped_storage()): x.untyped_storage() for step in self.steps for x in step.node.constants}
+        self.constant_bytes = sum(storage.nbytes() for storage in storages.values())
 
-    def play(self, spill: Path | None, after_step: Callable[[], object] | None) -> Iterator[tuple[int, Any]]:
-        """Do the steps; the number and the value of each target as soon as it is complete.
+    def play(
+        self, inputs: Mapping[str, Any], spill: Path | None, after_step: Callable[[], object] | None
+    ) -> Iterator[tuple[int, Any]]:
+        """Do the steps; the number and the value of each target, in their order, as soon as it is complete.
 
         Raises:
             SpatialError: the disk is full.
         """
         values: dict[Node, Any] = {}
+        if spill is not None:
+            spill.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=spill) as folder:
             disk = _Disk(Path(folder), values)
             for step in self.steps:
-                with torch.no_grad():
-                    values[step.node] = step.node.compute(disk.value)
                 for node in step.spilled:
                     disk.put(node)
+                with torch.no_grad(), _as_recorded():
+                    values[step.node] = step.node.compute(disk.value, inputs)
                 for target in step.targets:
                     ref = self.targets[target]
                     yield target, ref.of(disk.value(ref.node))
@@ -95,14 +104,13 @@ class Schedule:
         worst: dict[str, int] = {}
         peak = total = 0
         for step, come, gone in self._changes():
-            for node in come:
-                total += node.nbytes
-                now[node.layer] = now.get(node.layer, 0) + node.nbytes
-            layer = step.node.layer
-            most[layer] = max(most.get(layer, 0), now[layer])
             for node in step.spilled:
                 total -= node.nbytes
                 now[node.layer] -= node.nbytes
+            for node in come:
+                total += node.nbytes
+                now[node.layer] = now.get(node.layer, 0) + node.nbytes
+                most[node.layer] = max(most.get(node.layer, 0), now[node.layer])
             if total > peak:
                 peak, worst = total, dict(now)
             for node in gone:
@@ -114,9 +122,9 @@ class Schedule:
         """Nodes whose results are in memory when a target is complete."""
         there: dict[Node, None] = {}
         for step, come, gone in self._changes():
-            there |= dict.fromkeys(come)
             for node in step.spilled:
                 del there[node]
+            there |= dict.fromkeys(come)
             if target in step.targets:
                 break
             for node in gone:
@@ -127,9 +135,10 @@ class Schedule:
         """For each step, the nodes whose results come into memory, and those that are dropped from it."""
         there: set[Node] = set()
         for step in self.steps:
-            come = [node for node in (*step.node.reads, step.node) if node not in there]
-            there.update(come)
             there.difference_update(step.spilled)
+            needed = (*step.node.reads, *(self.targets[target].node for target in step.targets), step.node)
+            come = [node for node in dict.fromkeys(needed) if node not in there]
+            there.update(come)
             gone = [node for node in step.dropped if node in there]
             there.difference_update(gone)
             yield step, come, gone
@@ -163,27 +172,48 @@ def depth_first(wanted: Iterable[Node], eager: Iterable[Node] = ()) -> list[Node
 
 def _steps(order: Sequence[Node], targets: Sequence[Ref], memory: _Memory) -> Iterator[Step]:
     """Play the order, counting bytes: what is dropped when, and what has to go to disk."""
-    reads: dict[Node, list[int]] = {node: [] for node in order}  # when each is read, the next time last
+    complete = _completions(order, targets)
+    needed = [dict.fromkeys((*n.reads, *(targets[k].node for k in complete[i]), n)) for i, n in enumerate(order)]
+    reads: dict[Node, list[int]] = {node: [] for node in order}  # when each is needed again, the next time last
     for step in range(len(order) - 1, -1, -1):
-        for node in order[step].reads:
-            reads[node].append(step)
-    complete: dict[Node, list[int]] = {}
-    for number, ref in enumerate(targets):
-        complete.setdefault(ref.node, []).append(number)
-    for node in order:
-        keep = (*node.reads, node)
-        for each in node.reads:
+        for node in needed[step]:
+            if node is not order[step]:
+                reads[node].append(step)
+    for step, node in enumerate(order):
+        keep = needed[step]
+        for each in keep:
+            if each is not node:
+                reads[each].pop()
             memory.need(each)
-            reads[each].pop()
-        memory.hold(node)
-        spilled = memory.evict(set(keep))
+        spilled = memory.evict(keep)
         dropped = tuple(each for each in keep if not reads[each])
         for each in keep:
             if reads[each]:
                 memory.next_read(each, reads[each][-1])
             else:
                 memory.drop(each)
-        yield Step(node, spilled, dropped, tuple(complete.get(node, ())))
+        yield Step(node, spilled, dropped, tuple(complete[step]))
+
+
+def _completions(order: Sequence[Node], targets: Sequence[Ref]) -> list[list[int]]:
+    """For each step, the targets that are then given: as soon as they are there, and so are those before them."""
+    at = {node: step for step, node in enumerate(order)}
+    complete: list[list[int]] = [[] for _ in order]
+    latest = 0
+    for number, ref in enumerate(targets):
+        latest = max(latest, at[ref.node])
+        complete[latest].append(number)
+    return complete
+
+
+@contextmanager
+def _as_recorded() -> Iterator[None]:
+    """Operations are those that autocast has, or has not, made of the network's when they were written down."""
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 class _Memory:
@@ -198,21 +228,19 @@ class _Memory:
         self.heap: list[tuple[int, int, Node]] = []  # minus the step of the next read, a tie's breaker, the node
         self.tie = count()
 
-    def hold(self, node: Node) -> None:
-        self.held.add(node)
-        self.now += node.nbytes
-
     def need(self, node: Node) -> None:
+        """Make it, or bring it back."""
         if node not in self.held:
-            self.hold(node)
+            self.held.add(node)
+            self.now += node.nbytes
 
     def next_read(self, node: Node, step: int) -> None:
         self.next[node] = step
         if self.budget is not None and node.nbytes:
             heapq.heappush(self.heap, (-step, next(self.tie), node))
 
-    def evict(self, keep: set[Node]) -> tuple[Node, ...]:
-        """Move to disk what is read last, until the rest fits."""
+    def evict(self, keep: Container[Node]) -> tuple[Node, ...]:
+        """Move to disk what is read last, until the rest fits, or nothing is left but what is needed now."""
         spilled, later = [], []
         while self.budget is not None and self.now > self.budget and self.heap:
             entry = heapq.heappop(self.heap)
@@ -267,6 +295,8 @@ class _Disk:
         result = self.values.pop(node)
         if node in self.there:
             return
+        if isinstance(result, torch.Tensor) and result.untyped_storage().nbytes() > result.nbytes:
+            result = result.clone()  # a part of what the reader holds; all of that would be written
         path = self.folder / str(next(self.number))
         try:
             torch.save(result, path)

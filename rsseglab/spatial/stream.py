@@ -18,6 +18,8 @@ the bottom of the scene up, so that the activations of a few bands are there and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from rsseglab.spatial.cut import map_axes
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.layout import Layout
-from rsseglab.spatial.lazy import LazyTensor, Node, Recorder, Ref
+from rsseglab.spatial.lazy import Input, LazyTensor, Node, Recorder, Ref
 from rsseglab.spatial.schedule import Schedule, depth_first
 from rsseglab.spatial.tensor import SceneTensor, is_cut, relaid
 
@@ -39,32 +41,36 @@ ReadLabel = Callable[[int, int], Tensor]  # rows [row0, row1) of the label, (1, 
 BAND_PX = 2**17  # pixels of a band: large enough for kernels to work well, small enough for many to be kept
 ROWS = (32, 256)  # of a band, at least and at most
 ROWS_SHOWN = 16  # of a plan's table
+LOSS = "(loss)"
 
 
-class _Source:
-    """A scene whose bands of rows are read when they are asked for; by what is known when a plan is run."""
+def _lazy_scene(
+    recorder: Recorder, layout: Layout, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> SceneTensor:
+    """A scene whose bands of rows are read when they are asked for, by the input ``name`` of a run.
 
-    read: Read
+    It is an image (1, bands, height, width), or a label (1, height, width), which is read by each who asks.
+    """
+    axes = map_axes(layout, shape[-2], shape[-1], (len(shape) - 2, len(shape) - 1))
+    form = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    tiles = []
+    for tile in range(layout.parts):
+        row0, row1 = axes[0].part(tile)
+        meta = torch.empty(*shape[:-2], row1 - row0, shape[-1], dtype=dtype, device="meta", memory_format=form)
+        band = _band(row0, row1, meta, device)
+        tiles.append(recorder.source(band, meta, device, tile, again=len(shape) == 3, args=(Input(name),)))
+    return SceneTensor(tiles, layout, shape, axes)
 
-    def __init__(self, recorder: Recorder, layout: Layout) -> None:
-        self.recorder, self.layout = recorder, layout
 
-    def scene(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> SceneTensor:
-        """A lazy scene: an image (1, bands, height, width), or a label (1, height, width), which is read twice."""
-        dims = (len(shape) - 2, len(shape) - 1)
-        axes = map_axes(self.layout, shape[-2], shape[-1], dims)
-        form = torch.channels_last if len(shape) == 4 else torch.contiguous_format
-        tiles = []
-        for tile in range(self.layout.parts):
-            row0, row1 = axes[0].part(tile)
-            meta = torch.empty(*shape[:-2], row1 - row0, shape[-1], dtype=dtype, device="meta", memory_format=form)
-            tiles.append(
-                self.recorder.source(self._band(row0, row1, device), meta, device, tile, again=len(shape) == 3)
-            )
-        return SceneTensor(tiles, self.layout, shape, axes)
+def _band(row0: int, row1: int, meta: Tensor, device: torch.device) -> Callable[[Read], Tensor]:
+    def band(read: Read) -> Tensor:
+        rows = read(row0, row1)
+        if not isinstance(rows, Tensor) or rows.shape != meta.shape or rows.dtype != meta.dtype:
+            gave = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
+            raise SpatialError(f"read({row0}, {row1}) gives {gave}; it must be {meta.dtype} {list(meta.shape)}.")
+        return rows.to(device)
 
-    def _band(self, row0: int, row1: int, device: torch.device) -> Callable[[], Tensor]:
-        return lambda: self.read(row0, row1).to(device)
+    return band
 
 
 class _Plan(Schedule):
@@ -82,12 +88,17 @@ class _Plan(Schedule):
 
     def _summary(self) -> list[str]:
         mib, bands = 2**20, len(self.rows) - 1
-        return [
+        lines = [
             f"{self.height} x {self.width} px in {bands} bands of about {round(self.height / bands)} rows, "
             f"{self.passes} pass{'es' * (self.passes > 1)}; {len(self.steps)} operations",
             f"memory: {self.peak_bytes / mib:.0f} MiB of results at most, and what kernels take beside them",
             f"disk: {self.disk_bytes / mib:.0f} MiB at most, {self.written_bytes / mib:.0f} MiB written in all",
         ]
+        if self.memory_mib is not None and self.peak_bytes > self.memory_mib * mib:
+            lines[1] += f"; more than the {self.memory_mib:g} MiB asked for: a single operation needs them"
+        if self.constant_bytes > mib:
+            lines.append(f"constants: {self.constant_bytes / mib:.0f} MiB of masks and the like")
+        return lines
 
     def __str__(self) -> str:
         mib = 2**20
@@ -110,11 +121,11 @@ class Plan(_Plan):
     """
 
     def __init__(
-        self, order: list[Node], targets: list[Ref], memory_mib: float | None, image: SceneTensor, source: _Source,
+        self, order: list[Node], targets: list[Ref], memory_mib: float | None, image: SceneTensor,
         outputs: list[tuple[int, int]], shape: tuple[int, ...],
     ) -> None:  # fmt: skip
         super().__init__(order, targets, memory_mib, image)
-        self.outputs, self.shape, self._source = tuple(outputs), shape, source
+        self.outputs, self.shape = tuple(outputs), shape
 
     def run(
         self, read: Read, spill: Path | None = None, after_step: Callable[[], object] | None = None
@@ -131,10 +142,9 @@ class Plan(_Plan):
             First row, end, and the band (1, K, end - first, width) of the output.
 
         Raises:
-            SpatialError: the disk is full.
+            SpatialError: the disk is full, or ``read`` gives something else.
         """
-        self._source.read = read
-        for number, band in self.play(spill, after_step):
+        for number, band in self.play({"image": read}, spill, after_step):
             yield *self.outputs[number], band
 
     @property
@@ -214,13 +224,17 @@ def plan(
     """
     if any(module.training for module in model.modules()):
         raise SpatialError("stream: the network is in train mode; call model.eval(), or use plan_gradients.")
-    recorder, source, image = _lazy_image(model, height, width, bands, rows, dtype)
-    with torch.inference_mode(False), torch.no_grad(), _named_layers(model, recorder):
-        output = functional_call(model, _lazy_weights(model, recorder), (image,))
-    if recorder.effects:
+    recorder, image = _lazy_image(model, height, width, bands, rows, memory_mib, dtype)
+    weights = _lazy_weights(model, recorder)
+    with torch.inference_mode(False), torch.no_grad(), _left_alone(model) as counted, _named_layers(model, recorder):
+        output = functional_call(model, {**weights}, (image,))
+    recorder.check_constants()
+    if counted or _overwritten(weights):
         raise SpatialError("stream: the network overwrites a buffer of its own in eval mode; label the scene whole.")
     if not is_cut(output) or output.dim() != 4:
         raise SpatialError(f"the network gives {type(output).__name__}, not a map (1, K, height, width) of the scene.")
+    if not 0 <= start < output.shape[2]:
+        raise SpatialError(f"there is no row {start} to start from: the output has {output.shape[2]}.")
     output = relaid(output, map_axes(output.layout, *output.shape[2:]), "stream")
     found = [
         (interval, tile.ref)
@@ -230,20 +244,20 @@ def plan(
     refs = [ref for _, ref in found]
     intervals = [interval for interval, _ in found]
     order = depth_first([ref.node for ref in refs])
-    return Plan(order, refs, memory_mib, image, source, intervals, tuple(output.shape))
+    return Plan(order, refs, memory_mib, image, intervals, tuple(output.shape))
 
 
 class GradientPlan(_Plan):
     """How a network learns from a scene band by band, and what it takes; see `plan_gradients`. Printed, a table."""
 
     def __init__(
-        self, order: list[Node], targets: list[Ref], memory_mib: float | None, image: SceneTensor,
-        sources: tuple[_Source, _Source],
-        parameters: list[nn.Parameter], effects: list[Tensor], counters: list[tuple[Tensor, Tensor]],
+        self, order: list[Node], targets: list[tuple[str, Ref]], memory_mib: float | None, image: SceneTensor,
+        model: nn.Module, counted: dict[str, Tensor],
     ) -> None:  # fmt: skip
-        super().__init__(order, targets, memory_mib, image)
-        self._image, self._label = sources
-        self._parameters, self._effects, self._counters = parameters, effects, counters
+        at = {node: step for step, node in enumerate(order)}
+        targets = sorted(targets, key=lambda target: at[target[1].node])
+        super().__init__(order, [ref for _, ref in targets], memory_mib, image)
+        self._names, self._model, self._counted = [name for name, _ in targets], model, counted
 
     def backward(
         self,
@@ -264,24 +278,23 @@ class GradientPlan(_Plan):
             The loss.
 
         Raises:
-            SpatialError: the disk is full.
+            SpatialError: the disk is full, or ``read`` or ``read_label`` give something else.
         """
-        self._image.read, self._label.read = read, read_label
-        values = dict(self.play(spill, after_step))
-        loss = values.pop(0)
-        targets = [*self._parameters, *self._effects]
+        inputs = {"image": read, "label": read_label}
+        values = {self._names[number]: value for number, value in self.play(inputs, spill, after_step)}
+        loss: Tensor = values.pop(LOSS)
+        parameters, buffers = dict(self._model.named_parameters()), dict(self._model.named_buffers())
         with torch.no_grad():
-            for number, target in enumerate(targets, start=1):
-                value = values.pop(number)
-                if number > len(self._parameters):
-                    target.copy_(value)
-                elif target.grad is None:
-                    target.grad = value.clone()
+            for name, value in values.items():
+                if name in buffers:
+                    buffers[name].copy_(value)
+                elif parameters[name].grad is None:
+                    parameters[name].grad = value.clone()
                 else:
-                    target.grad += value
-            for counter, steps in self._counters:
-                counter += steps
-        return loss  # type: ignore[no-any-return]
+                    parameters[name].grad += value
+            for name, steps in self._counted.items():
+                buffers[name] += steps
+        return loss
 
 
 def plan_gradients(
@@ -311,36 +324,49 @@ def plan_gradients(
         dtype: of the image; that of the network's weights if not given.
 
     Raises:
-        SpatialError: an operation has no rule, or depends on the values that it sees.
+        SpatialError: an operation has no rule, or depends on the values that it sees; or the loss has parameters that
+            are not the network's.
     """
     if any(isinstance(m, _NormBase) and m.training and m.momentum is None for m in model.modules()):
         raise SpatialError("stream: a norm with momentum=None weighs each step by a count; give it a number.")
-    recorder, source, image = _lazy_image(model, height, width, bands, rows, dtype)
-    labels = _Source(recorder, source.layout)
-    label = labels.scene((1, height, width), torch.long, image.device)
+    recorder, image = _lazy_image(model, height, width, bands, rows, memory_mib, dtype)
+    label = _lazy_scene(recorder, image.layout, "label", (1, height, width), torch.long, image.device)
     weights = _lazy_weights(model, recorder)
-    learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    before = {buffer: buffer.clone() for buffer in model.buffers()}
-    with torch.inference_mode(False), torch.enable_grad(), _named_layers(model, recorder):
-        lazy = [weights[name].requires_grad_() for name in learned]
-        value = loss(functional_call(model, weights, (image,)), label)
-        if not isinstance(value, LazyTensor) or value.dim():
-            raise SpatialError(f"the loss is {type(value).__name__} {list(value.shape)}; it must be a scalar.")
+    learned = [name for name, p in model.named_parameters() if p.requires_grad]
+    if not learned:
+        raise SpatialError("stream: no parameter of the network requires a gradient; nothing can be learned.")
+    with torch.inference_mode(False), torch.enable_grad(), _left_alone(model) as counted:
+        with _named_layers(model, recorder):
+            lazy = [weights[name].requires_grad_() for name in learned]
+            value = loss(functional_call(model, {**weights}, (image,)), label)
+        if not isinstance(value, LazyTensor) or value.dim() or not value.requires_grad:
+            gives = f"{type(value).__name__} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise SpatialError(f"the loss gives {gives}; it must be a scalar that depends on the network's scores.")
+        _check_leaves(value)
         recorder.layer = "(backward)"
         gradients = torch.autograd.grad(value, lazy, allow_unused=True)
-    counters = []
-    for buffer, old in before.items():
-        if not torch.equal(buffer, old):
-            counters.append((buffer, buffer - old))
-            buffer.copy_(old)
-    pairs = zip(learned.values(), gradients, strict=True)
-    found = [(p, recorder.resummed(g)) for p, g in pairs if isinstance(g, LazyTensor)]
-    refs = [value.ref, *(ref for _, ref in found), *(ref for ref in recorder.effects.values())]
-    order = _from_the_bottom(refs, recorder.sums)
-    return GradientPlan(
-        order, refs, memory_mib, image, (source, labels), [p for p, _ in found],
-        list(recorder.effects), counters,
-    )  # fmt: skip
+    recorder.check_constants()
+    found = [(n, recorder.resummed(g)) for n, g in zip(learned, gradients, strict=True) if isinstance(g, LazyTensor)]
+    effects = [(name, buffer.ref) for name, buffer in _overwritten(weights).items()]
+    order = _from_the_bottom([value.ref, *(ref for _, ref in (*found, *effects))], recorder.sums)
+    return GradientPlan(order, [(LOSS, value.ref), *found, *effects], memory_mib, image, model, counted)
+
+
+def _check_leaves(loss: Tensor) -> None:
+    """Gradients are those of the network alone; what else the loss learns, or takes from it, would go by."""
+    seen, stack = {loss.grad_fn}, [loss.grad_fn]
+    while stack:
+        function = stack.pop()
+        leaf = getattr(function, "variable", None)
+        if leaf is not None and not isinstance(leaf, LazyTensor):
+            raise SpatialError(
+                f"the loss has a parameter {list(leaf.shape)} that the network is not called with; make it a part of "
+                "the network, or call backward() for that term (a penalty on weights) by itself: gradients add up."
+            )
+        for each, _ in getattr(function, "next_functions", ()):
+            if each is not None and each not in seen:
+                seen.add(each)
+                stack.append(each)
 
 
 def _from_the_bottom(refs: list[Ref], sums: list[Node]) -> list[Node]:
@@ -350,51 +376,121 @@ def _from_the_bottom(refs: list[Ref], sums: list[Node]) -> list[Node]:
     return depth_first([*sorted(backward, key=lambda node: (-(node.tile or 0), node.number)), *wanted], sums)
 
 
-def _lazy_weights(model: nn.Module, recorder: Recorder) -> dict[str, Tensor]:
-    """The network's parameters as they will be when a plan is run, so that what is made of them is made anew."""
+def _lazy_weights(model: nn.Module, recorder: Recorder) -> dict[str, LazyTensor]:
+    """The network's parameters and buffers as they will be when a plan is run; what is made of them is made anew.
 
-    def as_it_is(parameter: nn.Parameter) -> Callable[[], Tensor]:
-        return lambda: parameter.detach()
+    Integers, such as the places of an attention's biases, are taken as they are: they are looked at, not computed with.
+    """
 
-    lazy = {n: recorder.source(as_it_is(p), p.detach().to("meta"), p.device) for n, p in model.named_parameters()}
+    def as_it_is(get: Callable[[str], Tensor], name: str) -> Callable[[], Tensor]:
+        return lambda: get(name).detach()
+
+    kinds = ((model.named_parameters(), model.get_parameter), (model.named_buffers(), model.get_buffer))
+    lazy = {
+        name: recorder.source(as_it_is(get, name), x.detach().to("meta"), x.device)
+        for named, get in kinds
+        for name, x in named
+        if x.is_floating_point()
+    }
     for weight in lazy.values():
         weight.root.node.nbytes = 0  # they are there anyway
-    return dict(lazy)
+    return lazy
+
+
+def _overwritten(weights: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Those, such as running means, that are not what they were when the network was called."""
+    return {name: weight for name, weight in weights.items() if weight.root.node.reads}
 
 
 def _lazy_image(
-    model: nn.Module, height: int, width: int, bands: int, rows: int | None, dtype: torch.dtype | None
-) -> tuple[Recorder, _Source, SceneTensor]:
+    model: nn.Module,
+    height: int,
+    width: int,
+    bands: int,
+    rows: int | None,
+    memory_mib: float | None,
+    dtype: torch.dtype | None,
+) -> tuple[Recorder, SceneTensor]:
+    sizes = {"height": height, "width": width, "bands": bands, "rows": 1 if rows is None else rows}
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise SpatialError(f"stream: {name} is {size}; it must be a whole number, 1 or more.")
+    if memory_mib is not None and not memory_mib > 0:
+        raise SpatialError(f"stream: {memory_mib} MiB are no memory; give more, or leave memory_mib out.")
     weight = next(iter(model.parameters()), torch.empty(0))
     rows = rows or min(max(BAND_PX // width // 32 * 32, ROWS[0]), ROWS[1])
-    recorder = Recorder()
-    source = _Source(recorder, Layout(max(1, round(height / rows))))
+    recorder, layout = Recorder(), Layout(max(1, round(height / rows)))
     with torch.inference_mode(False):
-        return recorder, source, source.scene((1, bands, height, width), dtype or weight.dtype, weight.device)
+        shape = (1, bands, height, width)
+        return recorder, _lazy_scene(recorder, layout, "image", shape, dtype or weight.dtype, weight.device)
 
 
-class _named_layers:  # noqa: N801
+@contextmanager
+def _left_alone(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Undo what a call leaves in a network, such as caches; and refuse what would be frozen in a plan.
+
+    Yields:
+        What is filled in on leaving: by how much each norm's count of batches grows.
+
+    Raises:
+        SpatialError: the network changes a buffer of integers, or tosses coins that do not wait for the image.
+    """
+    counted: dict[str, Tensor] = {}
+    before = {n: (b, b.clone()) for n, b in model.named_buffers() if not b.is_floating_point()}
+    modules = [(vars(m), dict(vars(m)), _containers(vars(m))) for m in model.modules()]
+    coins = _coins()
+    try:
+        yield counted
+        for name, (buffer, old) in before.items():
+            if name.endswith("num_batches_tracked"):
+                counted |= {name: buffer - old} if buffer != old else {}
+            elif not torch.equal(buffer, old):
+                raise SpatialError(f"stream: the network changes its buffer {name}; label the scene whole.")
+        if not torch.equal(coins, _coins()):
+            raise SpatialError(
+                "stream: the network draws random numbers that do not wait for the image, and would be the same in "
+                "each run; draw them like the image (torch.rand_like, x.new_empty), or label the scene whole."
+            )
+    finally:
+        for buffer, old in before.values():
+            if not torch.equal(buffer, old):
+                buffer.copy_(old)
+        for now, then, containers in modules:
+            now.clear()
+            now.update(then)
+            for container, content in containers:
+                container.clear()
+                container.extend(content) if isinstance(container, list) else container.update(content)
+
+
+def _containers(attributes: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """The lists, dictionaries and sets among a module's attributes, and what they hold."""
+    return [(each, copy(each)) for each in attributes.values() if isinstance(each, list | dict | set)]
+
+
+def _coins() -> Tensor:
+    """The state of the random numbers that a call may draw."""
+    return torch.cat([torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else ())])
+
+
+@contextmanager
+def _named_layers(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     """While a model runs, label what is recorded with the module that asks for it."""
+    stack, hooks = [""], []
 
-    def __init__(self, model: nn.Module, recorder: Recorder) -> None:
-        self.recorder, self.stack, self.hooks = recorder, [""], []
+    def enter(name: str) -> None:
+        stack.append(name)
+        recorder.layer = name
+
+    def leave() -> None:
+        stack.pop()
+        recorder.layer = stack[-1]
+
+    try:
         for name, module in model.named_modules():
-            self.hooks += [
-                module.register_forward_pre_hook(lambda *_, name=name: self._enter(name)),
-                module.register_forward_hook(lambda *_: self._leave()),
-            ]
-
-    def _enter(self, name: str) -> None:
-        self.stack.append(name)
-        self.recorder.layer = name
-
-    def _leave(self) -> None:
-        self.stack.pop()
-        self.recorder.layer = self.stack[-1]
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: Any) -> None:
-        for hook in self.hooks:
+            hooks.append(module.register_forward_pre_hook(lambda *_, name=name: enter(name)))
+            hooks.append(module.register_forward_hook(lambda *_: leave()))
+        yield
+    finally:
+        for hook in hooks:
             hook.remove()

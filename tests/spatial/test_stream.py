@@ -9,7 +9,7 @@ from networks import NETWORKS, QUICK, build, scene
 from timm.layers import DropPath
 from torch import nn
 
-from rsseglab.spatial import SpatialError, stream
+from rsseglab.spatial import SpatialError, schedule, stream
 
 
 def streamed(plan, image, **options):
@@ -167,12 +167,150 @@ class Refused(nn.Module):
         (lambda x: torch.fft.fft2(x).real, "has no rule"),
         (lambda x: x.mean(), "not a map"),
         (lambda x: x.sort(2)[0], "has no rule"),
-        (lambda x: torch.zeros(1, 3, 1, 1).copy_(x.mean((2, 3), keepdim=True)) + x, "overwrites a buffer"),
+        (lambda x: torch.zeros(1, 3, 1, 1).copy_(x.mean((2, 3), keepdim=True)) + x, "that does not; build the new"),
+        (lambda x: x * torch.tensor(x.mean((2, 3)).tolist()), "asks for values"),
+        (
+            lambda x: x + torch.add(m := x.mean((2, 3), keepdim=True), 1, out=torch.empty_like(m)),
+            "take what it returns",
+        ),
+        (lambda x: x + x.mean((2, 3)).unsqueeze_(-1).unsqueeze_(-1), "another shape in place"),
+        (lambda x: (x * (p := torch.ones(1)), p.mul_(2))[0], "overwritten after it was used"),
+        (lambda x: x * torch.empty(1).bernoulli_(0.5), "random numbers that do not wait"),
     ],
 )
 def test_what_is_refused_before_a_pixel_is_read(function, message):
     with pytest.raises(SpatialError, match=message):
         stream.plan(Refused(function).eval(), 64, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 0}, "width is 0"),
+        ({"rows": 0}, "rows is 0"),
+        ({"rows": 0.5}, "rows is 0.5"),
+        ({"memory_mib": -1}, "no memory"),
+        ({"start": 64}, "no row 64"),
+    ],
+)
+def test_sizes_that_are_none(options, message):
+    with pytest.raises(SpatialError, match=message):
+        stream.plan(Plain().eval(), **{"height": 64, "width": 32, "bands": 3} | options)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda a, b: torch.zeros(1, 3, b - a + 2, 32),
+        lambda a, b: torch.zeros(1, 3, b - a, 32, dtype=torch.uint8),
+        lambda a, b: torch.zeros(1, 3, b - a, 32).numpy(),
+    ],
+)
+def test_what_a_reader_gives_is_checked(read):
+    with pytest.raises(SpatialError, match=r"read\(0, 64\) gives .*; it must be torch.float32 \[1, 3, 64, 32\]"):
+        list(stream.plan(Plain().eval(), 64, 32, 3).run(read))
+
+
+def test_a_network_is_as_it_was_after_planning():
+    """Caches, counters, integers: nothing of a call without values stays."""
+
+    class Caching(Plain):
+        def __init__(self):
+            super().__init__()
+            self.cache, self.calls = {}, 0
+            self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+        def forward(self, x):
+            self.calls += 1
+            self.seen = self.cache.setdefault("weight", self.head.weight * 2)
+            return super().forward(x) * self.seen.sum()
+
+    model, image = Caching().double().eval(), scene((64, 40), 1)
+    with torch.no_grad():
+        whole = model(image)
+    model.cache.clear()
+    plan = stream.plan(model, 64, 40, 3)
+    assert not model.cache and model.calls == 1 and type(model.seen) is torch.Tensor and not model._forward_hooks
+    assert difference(streamed(plan, image), whole) < 1e-12
+    model.forward = lambda x: Plain.forward(model, x) * (1 + model.count.add_(1))
+    with pytest.raises(SpatialError, match="changes its buffer count"):
+        stream.plan_gradients(model, 64, 40, 3)
+    assert model.count == 0
+
+
+@pytest.mark.parametrize("rows", [4, 16, 50])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: m(x)[:, :, 3:],
+        lambda m, x: m(F.pad(x, (8, 8, 8, 8), mode="reflect"))[:, :, 8:-8, 8:-8],
+        lambda m, x: m(F.pad(x, (0, -x.shape[3] % 32, 0, -x.shape[2] % 32)))[:, :, : x.shape[2], : x.shape[3]],
+        lambda m, x: F.interpolate(m(x), scale_factor=2)[:, :, 5:-7],
+    ],
+)
+def test_what_is_cropped_comes_from_top_to_bottom(function, rows):
+    model, image = Plain().double().eval(), scene((100, 40), 1)
+    calls = Refused(lambda x: function(model, x)).eval()
+    with torch.no_grad():
+        whole = calls(image)
+    assert difference(streamed(stream.plan(calls, 100, 40, 3, rows=rows, dtype=image.dtype), image), whole) < 1e-12
+
+
+def test_what_is_held_and_written_is_what_the_plan_says(tmp_path, monkeypatch):
+    """Bytes of the results that are there in each step, and of the files; the reader hands out slices of the image."""
+
+    class Gated(nn.Conv2d):
+        def forward(self, x):
+            return x * super().forward(x).mean((2, 3), keepdim=True)[:, :3]
+
+    torch.manual_seed(0)
+    model, image = Gated(3, 64, 3, padding=1).double().eval(), scene((512, 40), 1)
+    plan = stream.plan(model, 512, 40, 3, rows=16, memory_mib=0.6)
+    held, disk, bands = [], [], []
+
+    class Seen(schedule._Disk):
+        def drop(self, node):
+            held.append(sum(each.nbytes for each in self.values))
+            super().drop(node)
+
+    monkeypatch.setattr(schedule, "_Disk", Seen)
+    for *_, band in plan.run(lambda a, b: image[:, :, a:b], tmp_path):
+        disk.append(sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()))
+        bands.append(band)
+    with torch.no_grad():
+        assert difference(torch.cat(bands, 2), model(image)) < 1e-12
+    assert plan.written_bytes and max(held) == plan.peak_bytes <= 0.6 * 2**20
+    assert max(disk) < 1.2 * plan.disk_bytes + 2**16  # and the files' own headers
+
+
+def test_two_runs_of_a_plan_at_a_time():
+    model, images = Plain().double().eval(), scene((100, 40), 2).split(1)
+    plan = stream.plan(model, 100, 40, 3, rows=16)
+    runs = [plan.run(lambda a, b, image=image: image[:, :, a:b]) for image in images]
+    pairs = [(one[2], two[2]) for one, two in zip(*runs, strict=True)]
+    with torch.no_grad():
+        for image, bands in zip(images, zip(*pairs, strict=True), strict=True):
+            assert difference(torch.cat(bands, 2), model(image)) < 1e-12
+
+
+def test_an_extreme_over_all_is_a_pass():
+    plan = stream.plan(Refused(lambda x: x * x.amax((2, 3), keepdim=True)).eval(), 64, 32, 3, rows=16)
+    assert plan.passes == 2
+
+
+def test_autocast_around_a_run_changes_nothing():
+    weight, image = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), scene((64, 40), 1).float()
+    model = Refused(lambda x: F.linear(x.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)).eval()
+    plan = stream.plan(model, 64, 40, 3, rows=16)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = streamed(plan, image)
+    assert difference(ours, model(image)) < 1e-6
+
+
+def test_memory_that_cannot_be_met_and_constants_are_said():
+    model = Refused(lambda x: x * torch.ones(x.shape[2], 64)).eval()
+    said = str(stream.plan(model, 8192, 64, 3, memory_mib=0.001))
+    assert "more than the 0.001 MiB asked for" in said and "constants: 2 MiB" in said
 
 
 def test_a_full_disk_is_named_and_left_clean(tmp_path, monkeypatch):
@@ -191,18 +329,33 @@ def test_a_full_disk_is_named_and_left_clean(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_write_into_a_part_of_a_tensor_is_seen_or_refused():
-    """In-place operations on a tensor and on its views in another shape are followed."""
+def all_of_it(x):
+    y = x * 2
+    seen = y.flatten(2)
+    y += 1
+    return y + seen.reshape(y.shape)
 
-    def all_of_it(x):
-        y = x * 2
-        seen = y.flatten(2)
-        y += 1
-        return y + seen.reshape(y.shape)
 
-    image = scene((64, 8), 1)
-    plan = stream.plan(Refused(all_of_it).eval(), 64, 8, 3, rows=16, dtype=image.dtype)
-    assert difference(streamed(plan, image), all_of_it(image)) < 1e-14
+def after_a_resize(x):
+    return F.interpolate(x, scale_factor=2, mode="bilinear").relu_()
+
+
+def in_the_sums(x):
+    """A small tensor, in parts, by its transpose, and in another dtype."""
+    sums = x.mean((2, 3))
+    sums[:, 1] = 3
+    sums.t().mul_(2)
+    sums += torch.ones(3, dtype=torch.float64)
+    return x * sums[:, :, None, None]
+
+
+@pytest.mark.parametrize("function", [all_of_it, after_a_resize, in_the_sums])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_what_is_written_in_place_is_seen_by_all(function, dtype):
+    image = scene((64, 8), 1).to(dtype)
+    plan = stream.plan(Refused(function).eval(), 64, 8, 3, rows=16, dtype=dtype)
+    ours, whole = streamed(plan, image), function(image.clone())
+    assert ours.dtype == whole.dtype and difference(ours, whole) < (1e-14 if dtype == torch.float64 else 1e-6)
 
 
 # ------------------------------------------------------------------------------------------------ training
@@ -306,6 +459,54 @@ def test_a_norm_that_is_used_twice_and_a_label_that_is_overwritten():
     assert abs(ours - loss(twin(image), label.clone())) < 1e-12
     for ours, theirs in zip(model.buffers(), twin.buffers(), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-12)
+
+
+def test_a_value_that_is_written_is_the_one_that_is_read():
+    """A buffer that follows the image, and is used at once."""
+
+    class Following(Plain):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.ones(1, 4, 1, 1))
+
+        def forward(self, x):
+            y = super().forward(x)
+            with torch.no_grad():
+                self.mean.lerp_(y.mean((2, 3), keepdim=True), 0.5)
+            return y * self.mean
+
+    check_gradients(Following().double().eval(), (64, 40))
+
+
+def test_a_loss_with_parameters_of_its_own_is_refused():
+    model, weight = Plain().eval(), nn.Parameter(torch.ones(()))
+    for wrong in (lambda s, y: F.cross_entropy(s, y) * weight,
+                  lambda s, y: F.cross_entropy(s, y) + model.head.weight.square().sum()):  # fmt: skip
+        with pytest.raises(SpatialError, match="the loss has a parameter"):
+            stream.plan_gradients(model, 64, 40, 3, wrong)
+    with pytest.raises(SpatialError, match="the loss gives tuple"):
+        stream.plan_gradients(model, 64, 40, 3, lambda s, y: (F.cross_entropy(s, y),))
+    with pytest.raises(SpatialError, match="nothing can be learned"):
+        stream.plan_gradients(model.requires_grad_(False), 64, 40, 3)
+
+
+def test_a_plan_outlives_other_weights_and_statistics():
+    """Of a frozen batch norm too; those that are assigned, not copied."""
+
+    class Frozen(Plain):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("scale", torch.full((4, 1, 1), 2.0))
+
+        def forward(self, x):
+            return super().forward(x) * (self.scale * 2)
+
+    model, image = Frozen().double().eval(), scene((64, 1), 1)
+    plan = stream.plan(model, 64, 1, 3, rows=16)
+    state = {n: v + torch.rand(v.shape) if v.is_floating_point() else v for n, v in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    with torch.no_grad():
+        assert difference(streamed(plan, image), model(image)) < 1e-12
 
 
 def test_a_plan_outlives_a_step():

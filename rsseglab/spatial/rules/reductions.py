@@ -21,6 +21,7 @@ from rsseglab.spatial.cut import Axis, moved, window_of
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.exchange import all_reduce_, gather, reduce_sum
 from rsseglab.spatial.layout import Layout, bounds
+from rsseglab.spatial.lazy import everywhere
 from rsseglab.spatial.rules.pointwise import elementwise
 from rsseglab.spatial.tensor import SceneTensor, banded, is_cut, named, refusal, relaid, rule, wrap
 from rsseglab.spatial.windows import connected
@@ -209,7 +210,7 @@ class _Extreme(torch.autograd.Function):
         there = torch.full(shape, bool(held), device=tiles[0].device)
         mine = function(torch.stack(held), 0) if held else tiles[0].new_zeros(shape)
         if layout.mesh is None:
-            top = mine
+            top = everywhere(mine)
         else:  # a rank may hold nothing: the others' extremes count
             every, who = gather(layout, [mine], name), gather(layout, [there.to(mine.dtype)], name)
             top = function(torch.stack([v for v, w in zip(every, who, strict=True) if w.is_meta or bool(w.all())]), 0)
