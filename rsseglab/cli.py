@@ -345,7 +345,7 @@ def _predict(args: argparse.Namespace) -> None:
         raise UserError(f"{way} has no windows and writes no probabilities; leave out --window and --probabilities.")
     if args.whole and args.stream:
         raise UserError("--whole labels a scene in one pass, --stream band by band; give one of them.")
-    if args.memory is not None and not args.memory > 0:
+    if args.memory is not None and not 0 < args.memory < float("inf"):
         raise UserError(f"--memory {args.memory:g} is no memory; give MiB, such as 2000.")
     if (args.resume or args.spill or args.memory) and not args.stream:
         raise UserError("--memory, --spill and --resume belong to --stream; add it, or leave them out.")

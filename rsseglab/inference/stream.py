@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
@@ -62,21 +63,27 @@ def predict_stream(
     network = trained.network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     nodata = prediction_nodata(trained)
     writer = label_writer(path, scene, trained.classes, nodata, {"scene": scene.name, "tiles": "1 x 1"})
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with Measure(device) as cost, _Rows(path, trained, scene, resume) as rows:
+        with _spill_folder(spill or path.parent, path) as folder:
+            _label(trained, scene, network, rows, memory_mib, folder, device, progress)
+        index = rows.all()
+        confusion = count(trained, scene, [scene.window], [index])
+        with _writing(path), writer:
+            for strip in strips(scene.window):
+                part = index[strip.row : strip.row + strip.height]
+                writer.write(class_values(part, trained.classes, nodata), strip.row)
+    return Prediction(path, None, cost.seconds, cost.peak_mib, confusion)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """A full disk, and the like, as such."""
     try:
-        with Measure(device) as cost, _Rows(path, scene, network, resume) as rows:
-            with _spill_folder(spill or path.parent, path.name) as folder:
-                _label(trained, scene, network, rows, memory_mib, folder, device, progress)
-            with writer:
-                confusion = count(trained, scene, [scene.window], [rows.index])
-                for strip in strips(scene.window):
-                    index = rows.index[strip.row : strip.row + strip.height]
-                    writer.write(class_values(index, trained.classes, nodata), strip.row)
-    except SpatialError as error:
-        raise UserError(str(error)) from error
+        yield
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error}); free some space, or choose another folder.") from error
-    return Prediction(path, None, cost.seconds, cost.peak_mib, confusion)
 
 
 def _label(
@@ -87,9 +94,9 @@ def _label(
     if rows.done >= scene.height:
         return
     height, width = padded_size(scene)
-    plan = stream.plan(
-        network, height, width, scene.count, start=rows.done, memory_mib=memory_mib or SHARE * free_mib(device)
-    )
+    memory_mib = memory_mib or SHARE * free_mib(device)
+    with _one_line():
+        plan = stream.plan(network, height, width, scene.count, start=rows.done, memory_mib=memory_mib)
     if progress:
         what = f"streaming {scene.name}, {scene.width} x {scene.height} px"
         disk = f", {plan.disk_bytes / 2**20:.0f} MiB of disk" if plan.disk_bytes else ""
@@ -105,17 +112,28 @@ def _label(
             band[0, :, : stop - row0, : scene.width] = read_normalized(trained, scene, row0, stop)
         return band
 
-    with tqdm(total=len(plan.steps), desc=f"labelling {scene.name}", unit="step", disable=not progress) as bar:
+    name = f"labelling {scene.name}"
+    with _one_line(), tqdm(total=len(plan.steps), desc=name, unit="step", disable=not progress) as bar:
         for first, end, logits in plan.run(read, spill, bar.update):
             rows.put(first, end, logits[0, :, :, : scene.width])
 
 
 @contextmanager
-def _spill_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A folder by a name of its own, so that what a kill has left is found, and cleaned, by the next run."""
-    folder = parent / f"{name}.spill"
+def _one_line() -> Iterator[None]:
+    """What the engine refuses, as a user's error."""
+    try:
+        yield
+    except SpatialError as error:
+        raise UserError(str(error)) from error
+
+
+@contextmanager
+def _spill_folder(parent: Path, path: Path) -> Iterator[Path]:
+    """A folder by a raster's own name, so that what a kill has left is found, and cleaned, by the next run."""
+    folder = parent / f"{path.name}.{sha256(str(path.resolve()).encode()).hexdigest()[:8]}.spill"
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    with _writing(folder):
+        folder.mkdir(parents=True)
     try:
         yield folder
     finally:
@@ -126,44 +144,62 @@ class _Rows:
     """Class indices of the rows that are labelled so far, in a file beside the raster.
 
     Attributes:
-        index: (height, width), on disk.
         done: rows that are there.
     """
 
-    def __init__(self, path: Path, scene: Scene, network: nn.Module, resume: bool) -> None:
+    def __init__(self, path: Path, trained: TrainedNetwork, scene: Scene, resume: bool) -> None:
         self.data, self.state = (path.with_name(f"{path.name}.{end}") for end in ("rows", "rows.json"))
-        self.facts = {
-            "scene": [scene.name, scene.height, scene.width, *(p.stat().st_size for p in scene.paths if p.exists())],
-            "weights": weights_sum(network),
-        }
-        self.done = 0
-        shape = (scene.height, scene.width)
-        if resume and self.state.is_file() and self.data.is_file():
+        self.shape = (scene.height, scene.width)
+        files = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in scene.paths if p.exists()]
+        numbers = (trained.mean.tolist(), trained.std.tolist(), [c.value for c in trained.classes])
+        facts = (scene.name, self.shape, files, weights_sum(trained.network), numbers)
+        self.facts = sha256(json.dumps(facts).encode()).hexdigest()
+        self.done = self._resumed() if resume and self.state.is_file() else 0
+        if not self.done:
+            self.state.unlink(missing_ok=True)  # before the rows that it speaks of
+        with _writing(self.data):
+            self.file = self.data.open("r+b" if self.done else "w+b", buffering=0)
+
+    def _resumed(self) -> int:
+        """How many rows an earlier run has left."""
+        try:
             found = json.loads(self.state.read_text())
-            if found["facts"] != self.facts:
-                raise UserError(f"{self.data} was made of another scene or network; leave out --resume to start anew.")
-            self.done = found["done"]
-        self.index = np.memmap(self.data, np.uint8, "r+" if self.done else "w+", shape=shape)
+            facts, done = found["facts"], found["done"]
+            whole = 0 < done <= self.shape[0] and self.data.stat().st_size >= done * self.shape[1]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.state} is damaged ({error}); leave out --resume to start anew.") from error
+        if facts != self.facts:
+            raise UserError(f"{self.data} was made of another scene or network; leave out --resume to start anew.")
+        if not whole:
+            raise UserError(f"{self.data} is damaged; leave out --resume to start anew.")
+        return int(done)
 
     def put(self, first: int, end: int, logits: Tensor) -> None:
-        """Label the rows of a band (K, rows, width)."""
-        assert first == self.done, (first, self.done)
-        end = min(end, len(self.index))
+        """Label the rows of a band (K, rows, width); where it begins before the last one ended, alike."""
+        end = min(end, self.shape[0])
         if first >= end:
             return
-        self.index[first:end] = logits[:, : end - first].argmax(0).to(torch.uint8).cpu().numpy()
-        self.index.flush()
-        self.done = end
-        part = self.state.with_name(f"{self.state.name}.part")
-        part.write_text(json.dumps({"facts": self.facts, "done": end}))
-        part.replace(self.state)
+        index = logits[:, : end - first].argmax(0).to(torch.uint8).cpu().numpy()
+        with _writing(self.data):
+            self.file.seek(first * self.shape[1])
+            left = memoryview(index.tobytes())
+            while left:
+                left = left[self.file.write(left) :]
+            self.done = end
+            part = self.state.with_name(f"{self.state.name}.part")
+            part.write_text(json.dumps({"facts": self.facts, "done": end}))
+            part.replace(self.state)
+
+    def all(self) -> np.memmap:
+        """All rows, (height, width), on disk."""
+        return np.memmap(self.data, np.uint8, "r+", shape=self.shape)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         """The file stays where there is something to go on from."""
-        del self.index
+        self.file.close()
         if kind is None or not self.done:
             self.data.unlink()
             self.state.unlink(missing_ok=True)
