@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rsseglab.spatial.errors import SpatialError
 
@@ -235,6 +236,12 @@ class Recorder:
         """Write a function down that is none of torch's operations."""
         return self._results(function, args, kwargs, self._shapes(function, args, kwargs))
 
+    def draw(self, function: Any, args: Any, kwargs: Any) -> LazyTensor:
+        """Write down random numbers that nothing goes into."""
+        meta = function(*args, **{**kwargs, "device": torch.device("meta")})
+        node = self._node(function, args, kwargs, [meta], None)
+        return LazyTensor(self, meta, Root(node, meta.shape), (), kwargs.get("device") or torch.get_default_device())
+
     def resummed(self, x: LazyTensor) -> Ref:
         """A sum of many terms, with the terms in the order of their tiles, from the last to the first.
 
@@ -416,6 +423,22 @@ class LazyTensor(Tensor):
         """Write the operation down."""
         kwargs = kwargs or {}
         return next(_lazy_in((args, kwargs))).recorder.record(func, args, kwargs)
+
+
+class Coins(TorchDispatchMode):
+    """Random numbers that do not depend on the image, such as those of drop-path, are lazy too: drawn in each run."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Write a factory of random numbers down; do the rest."""
+        kwargs = kwargs or {}
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        if random and any(argument.name == "device" for argument in func._schema.arguments):
+            return self.recorder.draw(func, args, kwargs)
+        return func(*args, **kwargs)
 
 
 def opaque(function: Function) -> Function:

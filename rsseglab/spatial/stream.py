@@ -32,7 +32,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from rsseglab.spatial.cut import map_axes
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.layout import Layout
-from rsseglab.spatial.lazy import Input, LazyTensor, Node, Recorder, Ref
+from rsseglab.spatial.lazy import Coins, Input, LazyTensor, Node, Recorder, Ref
 from rsseglab.spatial.schedule import Schedule, depth_first
 from rsseglab.spatial.tensor import SceneTensor, is_cut, relaid
 
@@ -336,7 +336,7 @@ def plan_gradients(
     if not learned:
         raise SpatialError("stream: no parameter of the network requires a gradient; nothing can be learned.")
     with torch.inference_mode(False), torch.enable_grad(), _left_alone(model) as counted:
-        with _named_layers(model, recorder):
+        with _named_layers(model, recorder), Coins(recorder):
             lazy = [weights[name].requires_grad_() for name in learned]
             value = loss(functional_call(model, {**weights}, (image,)), label)
         if not isinstance(value, LazyTensor) or value.dim() or not value.requires_grad:
