@@ -26,7 +26,7 @@ os.environ.setdefault("GDAL_CACHEMAX", "128")  # MiB
 import rasterio
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.windows import Window as _GdalWindow
 
@@ -121,11 +121,25 @@ class RasterSource:
             return np.ones((window.height, window.width), dtype=bool)
         return differs(self.read(window), self.nodata)
 
-    def _call(self, method: str, bands: list[int] | None, window: Window) -> Array:
+    def read_small(self, window: Window, height: int, width: int) -> tuple[Array, NDArray[np.bool_]] | None:
+        """Means over the cells of a height x width grid on a window, from overviews where there are any.
+
+        Returns:
+            Pixels (count, height, width) in the source's dtype, and where they are valid, (height, width); None where
+            the file does not say itself which pixels hold no data.
+        """
+        if not self.has_alpha and self.nodata != _open_raster(self.path).nodata:
+            return None
+        small = {"resampling": Resampling.average}
+        pixels = self._call("read", list(self.bands), window, out_shape=(self.count, height, width), **small)
+        valid = self._call("dataset_mask", None, window, out_shape=(height, width), **small) > 0
+        return pixels, np.asarray(valid)
+
+    def _call(self, method: str, bands: list[int] | None, window: Window, **options: Any) -> Array:
         dataset = _open_raster(self.path)
         gdal_window = _GdalWindow(window.col, window.row, window.width, window.height)
         try:
-            pixels: Array = getattr(dataset, method)(*([] if bands is None else [bands]), window=gdal_window)
+            pixels: Array = getattr(dataset, method)(*([] if bands is None else [bands]), window=gdal_window, **options)
         except RasterioError as error:
             cause = error.__cause__ or error
             raise UserError(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from rsseglab.errors import UserError
-from rsseglab.scenes.raster import BLOCK_PX, Array, Source, Window
+from rsseglab.scenes.raster import BLOCK_PX, Array, RasterSource, Source, Window
 from rsseglab.scenes.scene import IGNORE_INDEX, LabelClass, Scene
 
 BACKGROUND = (230, 230, 230)  # the colour of what a single-class view leaves out
@@ -340,6 +340,61 @@ def thumbnail(scene: Scene, side_px: int) -> tuple[NDArray[np.float32], NDArray[
             sums[band] += here @ (np.where(valid, pixels, 0).astype(np.float64) @ cols.T)
     covered = weights > 0
     return (sums / np.where(covered, weights, 1)).astype(np.float32), covered
+
+
+def read_small(scene: Scene, window: Window, height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """The image in a window at a coarser resolution: means over the cells of a height x width grid.
+
+    Raster files are read decimated, from overviews where they have any (GDAL's average, in the file's dtype); other
+    sources are read whole and averaged. The window may reach past the scene; the cells there are not valid, to the
+    nearest cell.
+
+    Args:
+        scene: of any size.
+        window: at least as large as the grid.
+        height: of the grid.
+        width: of the grid.
+
+    Returns:
+        The image, float32 of shape (bands, height, width), 0 where nothing is valid; and where it is valid, of shape
+        (height, width).
+
+    Raises:
+        UserError: the window is smaller than the grid.
+    """
+    if window.height < height or window.width < width:
+        raise UserError(
+            f"a window of {window.width} x {window.height} px is smaller than {width} x {height} px; choose a wider "
+            "context, or smaller patches."
+        )
+    pixels = np.zeros((scene.count, height, width), np.float32)
+    valid = np.zeros((height, width), bool)
+    inside = scene._inside(window)
+    rows = _cells(inside.row - window.row, inside.height, height, window.height)
+    cols = _cells(inside.col - window.col, inside.width, width, window.width)
+    size = rows.stop - rows.start, cols.stop - cols.start
+    if min(size) > 0:
+        parts = [_small(source, inside, *size) for source in scene._images]
+        valid[rows, cols] = np.logical_and.reduce([part for _, part in parts])
+        pixels[:, rows, cols] = np.concatenate([part for part, _ in parts])
+        pixels *= valid
+    return pixels, valid
+
+
+def _cells(first: int, length: int, cells: int, pixels: int) -> slice:
+    """The cells of a grid over an axis that lie on some of its pixels, to the nearest cell."""
+    return slice(round(first * cells / pixels), round((first + length) * cells / pixels))
+
+
+def _small(source: Source, window: Window, height: int, width: int) -> tuple[Array, NDArray[np.bool_]]:
+    found = source.read_small(window, height, width) if isinstance(source, RasterSource) else None
+    if found is not None:
+        return found
+    valid = source.read_valid(window)
+    rows, cols = _area_shares(window.height, height), _area_shares(window.width, width)
+    weights = rows @ (valid @ cols.T)
+    sums = [rows @ (np.where(valid, band, 0).astype(np.float64) @ cols.T) for band in source.read(window)]
+    return np.stack(sums) / np.where(weights > 0, weights, 1), weights > 0
 
 
 def _area_shares(length: int, parts: int) -> Any:
