@@ -429,7 +429,7 @@ class Coins(TorchDispatchMode):
     """Random numbers that do not depend on the image, such as those of drop-path, are lazy too: drawn in each run."""
 
     def __init__(self, recorder: Recorder) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        TorchDispatchMode.__init__(self)
         self.recorder = recorder
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
