@@ -288,7 +288,11 @@ class SceneDataModule(NonGeoDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Crops of the coming steps, see `StepSampler`."""
-        first = self._step() // self.val_every * self.val_every  # of this epoch, also where a run is resumed in it
+        step = self._step()
+        if self.trainer and self.trainer.fit_loop.restarting:
+            # Resumed after a validation, Lightning ends that epoch once more, by its number of batches.
+            step -= self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        first = step // self.val_every * self.val_every  # of this epoch, also where a run is resumed in it
         samples = min(self.val_every, self.steps - first) * self.batch_size
         sampler = StepSampler(samples, self._step, self.batch_size, self.group, self.groups)
         return DataLoader(
