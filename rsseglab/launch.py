@@ -8,10 +8,13 @@ import pickle
 import signal
 import sys
 import tempfile
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from torch import multiprocessing as mp
 from rsseglab.errors import UserError
 
 TIMEOUT = timedelta(minutes=30)  # of a rank that waits for another, which may have much to read
+SAID = 16_000  # characters of an error: a pipe that nobody reads yet holds 64 KiB
 GRACE_S = 10  # for a rank that is told to end, to clean up
 
 
@@ -96,6 +100,7 @@ def _rank(
     function: Callable[..., Any], args: Sequence[Any],
 ) -> None:  # fmt: skip
     """One rank; it leaves its result, or says why there is none."""
+    threading.Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing to clean up yet
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     torch.set_num_threads(threads)
@@ -123,15 +128,23 @@ def _rank(
     except ValueError as error:
         # Errors for the user to read: `UserError`, and the spatial engine's.
         plain = type(error).__module__.startswith("rsseglab.")
-        said.put(UserError(str(error)) if plain else _with_traceback(rank))
+        said.put(UserError(str(error)[-SAID:]) if plain else _with_traceback(rank))
         sys.exit(1)
     except Exception:
         said.put(_with_traceback(rank))
         sys.exit(1)
 
 
+def _end_with(launcher: Any) -> None:
+    """Leave no rank behind where the process that started it is killed."""
+    wait([launcher.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_S)
+    os._exit(1)
+
+
 def _with_traceback(rank: int) -> RuntimeError:
-    return RuntimeError(f"rank {rank} failed:\n{traceback.format_exc()}")
+    return RuntimeError(f"rank {rank} failed:\n{traceback.format_exc()[-SAID:]}")
 
 
 def leave() -> None:

@@ -30,6 +30,7 @@ Number = tuple[float, float, float]  # value, and the ends of its 95 % interval;
 
 SUPPORTED, NOT_SUPPORTED, NOT_TESTABLE = "supported", "not supported", "not testable here"
 NOT_MEASURED = "not measured yet"
+ONE_SEED = "undecided (one seed: what another training would give is not in the interval)"
 
 
 @dataclass(frozen=True)

@@ -263,6 +263,7 @@ def run_method(
     start, method, split = perf_counter(), preset.methods[name], scenes_of(preset, root)
     here = folder / name / f"seed{seed}"
     config = config_of(preset, method, seed, folder)
+    afresh = not (here / "last.ckpt").is_file()
     with Measure() as cost:
         fitted = _train(preset, method, split, config, here)
     trained = (load_global_local if method.kind == "fusion" else load_checkpoint)(fitted.checkpoint)
@@ -279,7 +280,7 @@ def run_method(
                 "chosen": chosen,
                 "val_mean_iou": fitted.val_mean_iou,
                 "training_seconds": fitted.seconds,
-                "training_peak_mib": cost.peak_mib,
+                "training_peak_mib": cost.peak_mib if afresh else None,  # of a part of the run
                 "parameters": fitted.parameters,
                 "gflops_per_mpx": _gflops(preset, method, trained, split.test[-1], chosen["way"]),
                 "pixels_seen": _pixels_seen(preset, method, config),

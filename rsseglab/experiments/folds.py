@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rsseglab.errors import UserError
 from rsseglab.experiments.tables import Records, best_crops, way_of
 from rsseglab.training.records import RunRecord
 
@@ -25,7 +26,16 @@ def merge_folds(folds: Sequence[Records], preset: Mapping[str, Any]) -> Records:
 
     Returns:
         Of each method, and of the best crops of each fold as "crops-best" where crops were compared.
+
+    Raises:
+        UserError: a fold lacks runs that another has.
     """
+    runs = [{(method, seed) for method, seeds in fold.items() for seed in seeds} for fold in folds]
+    for method, seed in sorted(runs[0].union(*runs)):
+        if not all((method, seed) in its for its in runs):
+            raise UserError(
+                f"{method} with seed {seed} was run on some folds only; run it on all, or remove its records."
+            )
     merged = {
         method: {
             seed: _merged([(fold[method][seed], way_of(fold[method])) for fold in folds], method, preset)
@@ -60,7 +70,7 @@ def _merged(runs: Sequence[tuple[RunRecord, str]], method: str, preset: Mapping[
                 "ways": {name: _costs([p["ways"][w] for p, w in zip(pooled, its, strict=True)])
                          for name, its in ways.items()},
                 "chosen": {"way": next(iter(ways)), "val_mean_iou": scores.get(CHOSEN), "scores": scores},
-                "training_peak_mib": max(p["training_peak_mib"] for p in pooled),
+                "training_peak_mib": max(p["training_peak_mib"] or 0 for p in pooled) or None,
                 **{cost: float(np.mean([p[cost] for p in pooled])) for cost in costs},
             },
             "scenes": {name: {"scenes": _scenes(records, its)} for name, its in ways.items()},

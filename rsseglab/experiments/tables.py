@@ -15,7 +15,7 @@ import pandas as pd
 from rsseglab.errors import UserError
 from rsseglab.evaluation import BlockCounts, mean_iou_difference, mean_iou_interval
 from rsseglab.evaluation.bootstrap import Estimate, stretch
-from rsseglab.experiments.claims import CLAIMS, Number, claim_matrix
+from rsseglab.experiments.claims import CLAIMS, ONE_SEED, Number, claim_matrix
 from rsseglab.scenes.manifest import load_protocol
 from rsseglab.training.records import RunRecord
 
@@ -152,7 +152,7 @@ def comparison_table(records: Records) -> pd.DataFrame:
             "s / Mpx": _mean([w["seconds_per_mpx"] for w in ways]),
             "peak MiB": max(w["peak_mib"] for w in ways),
             "training s": _mean([p["training_seconds"] for p in pooled]),
-            "training peak MiB": max(p["training_peak_mib"] for p in pooled),
+            "training peak MiB": max(p["training_peak_mib"] or np.nan for p in pooled),
             "parameters, M": pooled[0]["parameters"] / 1e6,
             "GFLOP / Mpx": pooled[0]["gflops_per_mpx"],
             "Mpx seen": pooled[0]["pixels_seen"] / 1e6,
@@ -296,6 +296,7 @@ def verdicts(
     for name, records in comparisons.items():
         matrix = claim_matrix(claim_numbers(records))
         seeds = max(map(len, records.values()))
+        matrix.loc[matrix["measure"].isin(_of_one_seed(records)), "verdict"] = ONE_SEED
         on = f"{name}, {seeds} seed{'s' * (seeds > 1)}{', incomplete' if missing_runs(records) else ''}"
         decided.append(matrix[matrix["value"].notna()].assign(on=on))
     rest = claim_matrix({}).assign(on="")
@@ -303,6 +304,14 @@ def verdicts(
     kept = found[(found["on"] != "") | ~found["claim"].isin([c for part in decided for c in part["claim"]])]
     order = {claim.claim: i for i, claim in enumerate(CLAIMS)}
     return kept.sort_values("claim", key=lambda claims: claims.map(order), kind="stable").reset_index(drop=True)
+
+
+def _of_one_seed(records: Records) -> set[str]:
+    """Measures that one training alone has a say in."""
+    if preset_of_records(records)["data"] == "twins":
+        found = {measure: _methods(records, name) for measure, name in PAIR_ACCURACIES.items()}
+        return {measure for measure, seeds in found.items() if seeds and len(seeds) == 1}
+    return {str(measure) for measure, row in differences(records).iterrows() if row["seeds"] == 1}
 
 
 def _methods(records: Records, name: str) -> Mapping[int, RunRecord] | None:

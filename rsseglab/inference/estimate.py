@@ -38,14 +38,22 @@ def estimate_mib(
         bands: of the image.
         height: of the image that the network sees, in px.
         width: of the image that the network sees, in px.
-        layout: the tiles, one a worker; one in all if not given. The worker with most to do counts.
+        layout: the tiles, one a worker; one in all if not given. The worker with most pixels, and that with most heads
+            of an attention (the last one) are played; the dearer counts.
         device: the kind of device that will work, as keys are passed round on "cpu" and gathered elsewhere.
 
     Returns:
         MiB of one worker, the margin included.
     """
     layout = layout or Layout(1)
-    rank = _busiest(layout, height, width)
+    ranks = {_busiest(layout, height, width), layout.parts - 1}
+    return max(_estimate_mib(network, bands, height, width, layout, device, rank) for rank in ranks)
+
+
+def _estimate_mib(
+    network: nn.Module, bands: int, height: int, width: int, layout: Layout, device: str, rank: int
+) -> float:
+    """The estimate for one worker."""
     _, _, rows, cols = layout.windows(height, width)[rank]
     with torch.inference_mode(False), torch.no_grad():  # in inference mode operations hide what they are made of
         count = _Count(network)

@@ -15,7 +15,7 @@ import socket
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,7 +32,7 @@ from rsseglab.inference.estimate import estimate_mib, free_mib
 from rsseglab.inference.predict import Prediction, pick_device, prediction_nodata
 from rsseglab.launch import launch, leave, under_torchrun
 from rsseglab.measure import Measure
-from rsseglab.scenes.scene import IGNORE_INDEX, Scene, Window, class_values, label_writer
+from rsseglab.scenes.scene import IGNORE_INDEX, Scene, Window, class_values, fingerprint, label_writer
 from rsseglab.spatial import Layout, SceneTensor, SpatialError, read_scene
 from rsseglab.spatial.exchange import all_reduce_, fetch
 from rsseglab.training.checkpoint import TrainedNetwork, load_checkpoint
@@ -242,12 +242,14 @@ def _check_alike(layout: Layout, scene: Scene, network: nn.Module) -> None:
     """Whether all ranks have one scene and one network."""
     if layout.mesh is None:
         return
-    sizes = [path.stat().st_size for path in scene.paths if path.exists()]
-    facts = {
-        "scenes": f"{scene.name}: {scene.width} x {scene.height} px, {scene.count} bands, {scene.dtype}",
-        "files": f"{sizes} bytes",
-        "weights": f"sum {weights_sum(network):08x}",
-    }
+    facts = _by_all(
+        layout,
+        lambda: {
+            "scenes": f"{scene.name}: {scene.width} x {scene.height} px, {scene.count} bands, {scene.dtype}",
+            "pixels": f"sum {fingerprint([scene], windows=16)} of some",
+            "weights": f"sum {weights_sum(network):08x}",
+        },
+    )
     for what in facts:
         found = _of_all(layout, facts[what])
         if len(set(found)) > 1:
@@ -308,11 +310,12 @@ def _check_memory(
     ways = ["label it in crops: without --whole"]
     if device.type == "cuda":
         ways.insert(0, "--device cpu")
-    for ranks in (2**k for k in range(1, 9)):
-        if layout.parts < ranks <= size[0] // MULTIPLE_PX and (its := a_worker(Layout(ranks))) <= least:
-            where = "GPUs, --spatial" if device.type == "cuda" else "machines such as this, torchrun --nnodes"
-            ways.insert(0, f"{ranks} {where} {ranks} (about {_gib(its)} each)")
-            break
+    for ranks in (2**k for k in range(1, 9) if layout.parts < 2**k <= size[0] // MULTIPLE_PX):
+        with suppress(UserError, SpatialError):  # what can't be cut in so many is no way out
+            if (its := a_worker(Layout(ranks))) <= least:
+                where = "GPUs, --spatial" if device.type == "cuda" else "machines such as this, torchrun --nnodes"
+                ways.insert(0, f"{ranks} {where} {ranks} (about {_gib(its)} each)")
+                break
     raise UserError(
         f"{what}, takes about {_gib(need)}{each}{beside} and {_gib(least)} are free; ways out: {', or '.join(ways)}."
     )

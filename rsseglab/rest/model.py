@@ -190,19 +190,28 @@ class REST(nn.Module):
     def freeze_early_stages(self) -> None:
         """Freeze all of the encoder but what only its deepest map is made of: the second of the two stages.
 
-        Frozen batch norms keep their statistics. With patch embedding and stages 1 to 3 frozen, as published for Swin
-        and ConvNeXt, what trains is the last stage, SPIM and the decoder.
+        Frozen batch norms keep their statistics, and frozen stages drop nothing. With patch embedding and stages 1 to 3
+        frozen, as published for Swin and ConvNeXt, what trains is the last stage, SPIM and the decoder.
+
+        Raises:
+            UserError: all of the encoder would be frozen, as that of a plain ViT under a pyramid.
         """
         encoder = self.network.encoder
-        early = _early_parameters(encoder, self.bands)
+        with _without_hooks(encoder):  # SPIM inline is not asked
+            early = _early_parameters(encoder, self.bands)
+        if len(early) == len(list(encoder.parameters())):
+            raise UserError(
+                "each of the encoder's maps is made by all of its blocks, so none is early; leave --freeze-early out, "
+                "or choose an encoder of stages."
+            )
         for parameter in early:
             parameter.requires_grad_(False)
-        ours = [(module, list(module.parameters(recurse=False))) for module in encoder.modules()]
+        ours = [(module, list(module.parameters())) for module in encoder.modules()]
         self._frozen = [m for m, its in ours if its and not any(p.requires_grad for p in its)]
         self.train(self.training)
 
     def train(self, mode: bool = True) -> REST:
-        """As torch's; what is frozen stays in eval mode."""
+        """As torch's; what is frozen stays in eval mode, dropout within it too."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
@@ -226,6 +235,19 @@ def _meet(spim: SPIM, y: Tensor) -> Tensor:
 
 def _inline(spim: SPIM, stage: nn.Module, inputs: Any, y: Tensor) -> Tensor:
     return y + _meet(spim, y)
+
+
+@contextmanager
+def _without_hooks(encoder: nn.Module) -> Iterator[None]:
+    """What is done behind a module's own forward is left out."""
+    hooks = [(module._forward_hooks, dict(module._forward_hooks)) for module in encoder.modules()]
+    try:
+        for now, _ in hooks:
+            now.clear()
+        yield
+    finally:
+        for now, before in hooks:
+            now.update(before)
 
 
 def _maps(encoder: nn.Module, bands: int) -> list[Tensor]:

@@ -85,7 +85,7 @@ class CropDataset(Dataset[Sample]):
         draw = np.random.default_rng((self.seed, index))
         scene = self.scenes[draw.choice(len(self.scenes), p=self._share)]
         if self.crop_px is None:
-            return scene, scene.window
+            return scene, _padded(scene)
         row = int(draw.integers(scene.height - self.crop_px + 1))
         col = int(draw.integers(scene.width - self.crop_px + 1))
         return scene, Window(row, col, self.crop_px, self.crop_px)

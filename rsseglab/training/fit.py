@@ -26,7 +26,7 @@ from rsseglab.encoders import band_wavelengths, local_weights
 from rsseglab.errors import UserError
 from rsseglab.launch import launch, under_torchrun
 from rsseglab.scenes.datamodule import SceneDataModule
-from rsseglab.scenes.scene import Scene
+from rsseglab.scenes.scene import Scene, fingerprint
 from rsseglab.spatial import Layout
 from rsseglab.training.checkpoint import describe, load_checkpoint, load_state
 from rsseglab.training.losses import LOSSES
@@ -182,10 +182,11 @@ def fit(
 
 
 def _check_tiles(grid: Grid, scenes: Sequence[Scene], config: TrainConfig) -> None:
-    for scene in scenes:
-        height, width = (config.crop_px, config.crop_px) if config.crop_px else (scene.height, scene.width)
-        if height < grid.rows or width < grid.cols:
-            raise UserError(f"{width} x {height} px can't be cut in {grid} tiles; choose fewer with --spatial.")
+    for side in (config.crop_px, config.val_window_px):
+        for scene in scenes:
+            height, width = (side, side) if side else (scene.height, scene.width)
+            if height < grid.rows or width < grid.cols:
+                raise UserError(f"{width} x {height} px can't be cut in {grid} tiles; choose fewer with --spatial.")
 
 
 def _check_gpus(kind: str, here: int) -> None:
@@ -235,11 +236,12 @@ def _fit(
         group=ranks.group if ranks else 0,
         groups=ranks.groups if ranks else 1,
     )
-    if ranks:  # means and deviations are as good as a sum of the files
-        check_same([data.mean.tolist(), data.std.tolist()], "pixels in the scenes")
-    task = SceneSegmentationTask(**task_settings(config, data))
+    settings = task_settings(config, data)
+    if ranks:
+        check_same(settings["metadata"]["scenes"], "pixels or labels in the scenes")
+    task = SceneSegmentationTask(**settings)
     task.layout, task.group = layout, ranks.group if ranks else 0
-    _start_from(task.model, config)
+    _start_from(task.model, config, resumed=(folder / "last.ckpt").is_file())
     return run_fit(task, data, config, folder, resume, progress)
 
 
@@ -260,7 +262,14 @@ def task_settings(config: TrainConfig, data: SceneDataModule) -> dict[str, Any]:
         "num_classes": len(scene.classes),
         "warmup_steps": min(20, config.steps // 10) if config.warmup_steps is None else config.warmup_steps,
         "options": _options(config, scene),
-        "metadata": {**describe(scene, data.mean, data.std, config.crop_px), "config": asdict(config)},
+        "metadata": {
+            **describe(scene, data.mean, data.std, config.crop_px),
+            "scenes": {
+                split: [[s.name for s in scenes], fingerprint(scenes)]
+                for split, scenes in (("train", data.train_scenes), ("val", data.val_scenes))
+            },
+            "config": asdict(config),
+        },
     }
 
 
@@ -277,9 +286,9 @@ def _options(config: TrainConfig, scene: Scene) -> dict[str, Any]:
     return options
 
 
-def _start_from(network: Any, config: TrainConfig) -> None:
-    """Take the first stage's weights, and freeze what the second does not train."""
-    if config.init is not None:
+def _start_from(network: Any, config: TrainConfig, resumed: bool) -> None:
+    """Take the first stage's weights, unless the run goes on with its own; freeze what the second does not train."""
+    if config.init is not None and not resumed:
         earlier = load_checkpoint(config.init).network
         if hasattr(network, "load_baseline"):
             network.load_baseline(earlier)

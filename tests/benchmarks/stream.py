@@ -75,6 +75,7 @@ def memory():
 def large():
     found = measured(20000, 20000)
     gib = found["resident_mib"] / 1024
+    found["resident_gib"] = gib
     return verdict(f"20000 x 20000 px in {gib:.2f} GiB, under 6; {found['seconds'] / 60:.0f} min", gib < 6), found
 
 

@@ -81,6 +81,23 @@ def test_protocols_of_a_data_set(tmp_path):
     assert set(records["crops-best"][0].metrics["scenes"]["by validation"]["scenes"]) == {"eins", "zwei"}
 
 
+def test_folds_of_other_runs(tmp_path):
+    for fold, seeds in (("one", (0, 1)), ("two", (0,))):
+        (tmp_path / fold).mkdir()
+        for seed in seeds:
+            made_record(tmp_path / fold, "rest-spim", seed, 0.7, 0.5, way="whole")
+    with pytest.raises(UserError, match="rest-spim with seed 1 was run on some folds only"):
+        merge_folds([tables.read_records(tmp_path / fold) for fold in ("one", "two")], {})
+
+
+def test_one_seed_decides_nothing(tmp_path):
+    (tmp_path / "made").mkdir()
+    made_record(tmp_path / "made", "crops-256", 0, 0.5, 0.5)
+    made_record(tmp_path / "made", "rest-spim", 0, 0.9, 0.5, way="whole")
+    matrix = tables.verdicts(tables.read_comparisons(tmp_path)).set_index("measure")
+    assert matrix.loc["spim_minus_best_crops_miou", "verdict"].startswith("undecided (one seed")
+
+
 def test_folds_are_scored_together(tmp_path):
     """Scenes of both folds, each labelled as that fold's validation scenes say; costs are means, peaks the highest."""
     folds = []

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rsseglab.decoders import create_network
-from rsseglab.inference.estimate import MARGIN, MARGIN_MIB, estimate_mib, free_mib
+from rsseglab.inference.estimate import MARGIN, MARGIN_MIB, _estimate_mib, estimate_mib, free_mib
 from rsseglab.measure import Measure
 from rsseglab.rest import SPIM
 from rsseglab.spatial import Layout
@@ -65,6 +65,15 @@ def test_a_worker_of_several():
     spim = nn.Sequential(nn.Conv2d(3, 32, 8, 8), SPIM(32))
     one, two, eight = (counted(spim, layout=Layout(p)) for p in (1, 2, 8))
     assert one > two > 3.5 * eight
+
+
+@pytest.mark.parametrize(("heads", "workers"), [(1, 2), (3, 2), (2, 3)])
+def test_the_worker_with_most_heads_counts(heads, workers):
+    """Heads that can't be shared out evenly: who attends in one more holds more keys."""
+    spim = nn.Sequential(nn.Conv2d(3, 48, 8, 8), SPIM(48, heads=heads))
+    layout = Layout(workers)
+    each = [_estimate_mib(spim, 3, 960, 960, layout, "cpu", rank) for rank in range(workers)]
+    assert max(each) > 1.02 * min(each) and estimate_mib(spim, 3, 960, 960, layout) >= 0.99 * max(each)
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,26 @@ def test_second_stage(network):
         model.load_baseline(create_network("mobilenetv3_small_050", "fpn", 3, 5))
 
 
+def test_second_stage_of_as_many_heads_as_tiles():
+    """What is early is found without asking SPIM, which is made for two tiles."""
+    for before in (False, True):
+        model = rest("convnext_atto", "unet", interaction="exact+spim", heads="world", strides=(16, 32)).train()
+        if before:
+            model(cut(scene(), Layout(2)))
+        model.freeze_early_stages()
+        model(cut(scene(), Layout(2)))
+        assert {spim._trained_heads for spim in model.spims.values()} == {2}
+
+
+def test_frozen_stages_drop_nothing_and_something_must_be_left():
+    model = rest("mit_b0", "unet")
+    model.freeze_early_stages()
+    early = model.train().network.encoder.block1
+    assert not any(module.training for module in early.modules()) and model.network.encoder.block4.training
+    with pytest.raises(UserError, match="none is early"):
+        rest("test_vit", "upernet").freeze_early_stages()
+
+
 def test_levels_and_options():
     model = rest(strides=(4, 8, 16, 32), pool={4: 4})
     assert [model.spims[k].pool for k in model.spims] == [4, 1, 1, 1]

@@ -74,6 +74,14 @@ def test_another_run_is_neither_overwritten_nor_resumed(tmp_path, scenes):
         fit(*scenes, TrainConfig(**{**vars(config), "lr": 0.5}), tmp_path, resume=True, progress=False)
     with pytest.raises(UserError, match="has mean = "):
         fit(scenes[1], scenes[1], config, tmp_path, resume=True, progress=False)
+    with pytest.raises(UserError, match=r"has scenes = .*resume it with its own settings and data"):
+        fit(scenes[0], scenes[0], config, tmp_path, resume=True, progress=False)
+
+
+def test_whole_scenes_of_any_size(tmp_path, scenes):
+    """A stock network takes multiples of 32 px: what is missing is added, and not labelled."""
+    config = TrainConfig(**{**vars(TINY), "steps": 1, "val_every": 1, "batch_size": 1, "crop_px": None})
+    assert fit(scenes[1], scenes[1], config, tmp_path, progress=False).checkpoint.exists()
 
 
 def test_random_numbers_of_a_step_do_not_depend_on_what_came_before():

@@ -3,12 +3,15 @@
 import csv
 import os
 import signal
+import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
 from made import CLASSES, make_scene
+from torch import multiprocessing as mp
 
 from rsseglab.errors import UserError
 from rsseglab.launch import launch
@@ -155,19 +158,61 @@ def test_ranks_that_see_different_folders_all_stop(tmp_path, scenes):
 
 
 def _pixels_differ(train, val, settings, folder):
-    fit(train if os.environ["RANK"] == "0" else [labelled_brighter(train[0])], val, settings, folder, progress=False)
+    fit(train if os.environ["RANK"] == "0" else [changed(train[0], 9)], val, settings, folder, progress=False)
 
 
-def labelled_brighter(scene):
-    """The same name and size, and other pixels."""
-    pixels = np.minimum(scene.read().astype(int) + 9, 255).astype(np.uint8).transpose(1, 2, 0)
+def _labels_of_validation_differ(train, val, settings, folder):
+    fit(train, val if os.environ["RANK"] == "0" else [changed(val[0], 0, 2)], settings, folder, progress=False)
+
+
+def changed(scene, brighter, land=1):
+    """The same name and size, and other pixels, or labels."""
+    pixels = np.minimum(scene.read().astype(int) + brighter, 255).astype(np.uint8).transpose(1, 2, 0)
     values = scene._label.read(scene.window)[0]
+    values[values == 1] = land
     return Scene(ArraySource(pixels), ArraySource(values), CLASSES, [0], name=scene.name, bands=scene.bands)
 
 
-def test_ranks_that_see_different_pixels_all_stop(tmp_path, scenes):
-    with pytest.raises(UserError, match=r"rank 1 has other pixels in the scenes than rank 0"):
-        launch(2, "cpu", _pixels_differ, *scenes, config(spatial="2"), tmp_path / "run")
+@pytest.mark.parametrize("differ", [_pixels_differ, _labels_of_validation_differ])
+def test_ranks_that_see_different_pixels_all_stop(tmp_path, scenes, differ):
+    with pytest.raises(UserError, match=r"rank 1 has other pixels or labels in the scenes than rank 0"):
+        launch(2, "cpu", differ, *scenes, config(spatial="2"), tmp_path / "run")
+
+
+def _talks(length):
+    raise RuntimeError("x" * length)
+
+
+def _waits(folder):
+    (folder / os.environ["RANK"]).write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def test_no_rank_is_left_behind_where_the_launcher_is_killed(tmp_path):
+    launcher = mp.get_context("spawn").Process(target=launch, args=(2, "cpu", _waits, tmp_path))
+    launcher.start()
+    ranks = [_written(tmp_path / str(rank)) for rank in range(2)]
+    launcher.kill()
+    for _ in range(100):
+        time.sleep(0.1)
+        left = [rank for rank in ranks if psutil.pid_exists(rank) and psutil.Process(rank).status() != "zombie"]
+        if not left:
+            return
+    pytest.fail(f"ranks {left} go on")
+
+
+def _written(path):
+    for _ in range(600):
+        if path.exists() and path.read_text():
+            return int(path.read_text())
+        time.sleep(0.1)
+    pytest.fail("no rank has started")
+
+
+def test_a_rank_may_have_much_to_say():
+    """More than a pipe holds."""
+    with pytest.raises(RuntimeError, match=r"rank \d failed:\nx+"):
+        launch(2, "cpu", _talks, 200_000)
 
 
 def test_ranks_that_do_not_fit_the_layout(tmp_path, scenes):
@@ -213,5 +258,7 @@ def test_two_stages(tmp_path, scenes):
     for key in stem:
         moved = after[key.replace("model.", "model.network.", 1)] - before[key]
         assert moved.abs().max() < 1e-6  # a checkpoint is read in float32
+    first.checkpoint.unlink()  # it goes on with its own weights
+    assert fit(*scenes, second, tmp_path / "second", resume=True, progress=False).checkpoint.exists()
     with pytest.raises(UserError, match="no early stages to freeze"):
         fit(*scenes, config(method="stock", options=None, freeze_early=True), tmp_path / "third", progress=False)
