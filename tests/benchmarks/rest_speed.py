@@ -4,7 +4,7 @@
 scene, SPIM at strides 16 and 32. *Stride 4*: the share of a step's seconds that is saved where SPIM is at strides 8 to
 32 instead of 4 to 32, one worker. Both with the interval of the mean over repeats. Nothing else may run beside it.
 
-    python tests/benchmarks/rest_speed.py [--size 1024] [--repeats 5] [--record]      # a quarter of an hour
+    python tests/benchmarks/rest_speed.py [--size 1024] [--repeats 5] [--record]      # half an hour
 """
 
 import argparse
