@@ -151,8 +151,10 @@ def _claims(comparisons: Mapping[str, Records], benchmarks: Mapping[str, Mapping
     matrix = verdicts(comparisons, benchmarks)
     parts = [CLAIMS_HEAD, _markdown(verdicts_shown(matrix), "claim")] if comparisons or benchmarks else [CLAIMS_HEAD]
     for verdict, says in ((NOT_MEASURED, "Not decided by these records"), (NOT_TESTABLE, "Not testable here")):
-        rows = matrix[matrix["verdict"] == verdict]
-        parts += ["", f"{says}:\n", *(f"- {row['claim']} ({row['experiment']})" for _, row in rows.iterrows())]
+        if its := [
+            f"- {row['claim']} ({row['experiment']})" for _, row in matrix.iterrows() if row["verdict"] == verdict
+        ]:
+            parts += ["", f"{says}:\n", *its]
     return "\n".join(parts) + "\n"
 
 
