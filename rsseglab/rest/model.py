@@ -103,6 +103,10 @@ class REST(nn.Module):
         ):
             if value not in known:
                 raise UserError(f"unknown {name} '{value}'; choose one of {', '.join(known)}.")
+        if unknown := sorted({*strides, *(pool or {})} - set(STRIDES)):
+            raise UserError(f"there are no maps of stride {unknown[0]}; choose among {', '.join(map(str, STRIDES))}.")
+        if unused := sorted(stride for stride, px in (pool or {}).items() if px > 1 and stride not in strides):
+            raise UserError(f"pool is given for stride {unused[0]}, which gets no SPIM; add it to strides.")
         self.interaction, self.placement, self.decode = interaction, placement, decode
         self.checkpointing = checkpointing
         self.bands = bands

@@ -85,6 +85,8 @@ class SPIM(nn.Module):
                 f"SPIM knows the residuals {', '.join(RESIDUALS)} and the exchanges {', '.join(EXCHANGES)}, "
                 f"not '{residual}' and '{exchange}'; choose among them."
             )
+        if heads != "world" and not isinstance(heads, int):
+            raise UserError(f"heads is '{heads}'; give a number, or \"world\" for as many as there are tiles.")
         if pool < 1:
             raise UserError(f"SPIM cannot pool over {pool} px; give 1 for no pooling, or more.")
         self.dim, self.residual, self.pool, self.exchange = dim, residual, pool, exchange
@@ -149,16 +151,23 @@ class SPIM(nn.Module):
             )
         return heads
 
-    def get_extra_state(self) -> dict[str, int]:
-        """The number of heads in training goes with the weights, whose shapes do not tell."""
-        return {"heads": self._trained_heads}
+    def get_extra_state(self) -> dict[str, Any]:
+        """What makes of the same weights another function goes with them, as their shapes do not tell."""
+        return {"heads": self._trained_heads, "residual": self.residual, "pool": self.pool}
 
-    def set_extra_state(self, state: dict[str, int]) -> None:
+    def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take the number of heads of weights that are loaded.
 
         Raises:
-            UserError: it is another one than this module has.
+            UserError: it, the residual or the pooling is another one than this module has.
         """
+        for name in ("residual", "pool"):
+            ours = getattr(self, name)
+            if state.get(name, ours) != ours:
+                raise UserError(
+                    f"these weights were trained with {name}={state[name]!r}, and with {ours!r} they are another "
+                    "function; build SPIM as it was."
+                )
         trained = state["heads"]
         if self.heads != "world" and trained not in (0, self.heads):
             raise UserError(

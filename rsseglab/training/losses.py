@@ -12,7 +12,7 @@ def cross_entropy(logits: Tensor, label: Tensor, ignore_index: int = IGNORE_INDE
 
     .. math:: L = \frac{1}{|V|} \sum_{i \in V} -\log p_{i, y_i}, \qquad V = \{i : y_i \ne \mathrm{ignore}\}
 
-    A batch in which no pixel counts has loss 0 (torch gives NaN), so that it changes no parameter.
+    A batch in which no pixel counts has loss and gradient 0 (torch gives NaN).
 
     Args:
         logits: shape (B, K, H, W).

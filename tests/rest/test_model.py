@@ -190,6 +190,25 @@ def test_levels_and_options():
     assert added == pytest.approx(sum(12 * c**2 for c in (64, 128, 256, 512)), rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strides": (16, 64)}, "no maps of stride 64"),
+        ({"strides": (16,), "pool": {4: 2}}, "stride 4, which gets no SPIM"),
+        ({"heads": "many"}, "heads is 'many'"),
+    ],
+)
+def test_options_that_would_do_nothing(options, message):
+    with pytest.raises(UserError, match=message):
+        rest(**options)
+
+
+@pytest.mark.parametrize("options", [{"residual": "plain"}, {"pool": {16: 2}}])
+def test_weights_of_another_function(options):
+    with pytest.raises(UserError, match="another function; build SPIM as it was"):
+        rest(strides=(16,), **options).load_state_dict(rest(strides=(16,)).state_dict())
+
+
 def test_the_published_count_of_parameters():
     """37.6 million for the channels of Swin-L."""
     with torch.device("meta"):
@@ -205,7 +224,7 @@ def test_the_published_count_of_parameters():
         ({"interaction": "halo"}, "unknown interaction 'halo'"),
         ({"placement": "behind"}, "unknown placement"),
         ({"decode": "slow"}, "unknown decode"),
-        ({"strides": (64,)}, "no map of strides"),
+        ({"strides": ()}, "no map of strides"),
         ({"heads": 7}, "7 heads do not divide"),
         ({"encoder": "mit_b0", "decoder": "segformer", "placement": "inline"}, "can't sit inline"),
     ],
