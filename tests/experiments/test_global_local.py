@@ -36,8 +36,9 @@ def ramp(height, width):
 def batches(data, training=True):
     """What a network would see: the loader's batches, transferred."""
     data.trainer = SimpleNamespace(
-        training=training, validating=not training, sanity_checking=False, global_step=0, testing=False
-    )
+        training=training, validating=not training, sanity_checking=False, global_step=0, testing=False,
+        fit_loop=SimpleNamespace(restarting=False),
+    )  # fmt: skip
     data.setup("fit")
     loader = data.train_dataloader() if training else data.val_dataloader()
     return [data.on_after_batch_transfer(batch, 0) for batch in loader]
