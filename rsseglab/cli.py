@@ -168,7 +168,7 @@ def _add_train(commands: "_Commands") -> None:
     parser.add_argument("--weight-decay", type=float, default=1e-2, help="of AdamW")
     parser.add_argument("--schedule", default="cosine", help="cosine, poly or linear")
     parser.add_argument("--clip", type=float, default=None, metavar="NORM", help="cut the whole gradient down to it")
-    parser.add_argument("--loss", default="ce+dice", help="ce, dice or ce+dice")
+    parser.add_argument("--loss", default="ce+dice", help="ce, dice, ce+dice or focal")
     parser.add_argument("--val-every", type=int, default=100, metavar="STEPS", help="steps between validations")
     parser.add_argument(
         "--val-window", type=int, default=512, metavar="PX", help="side of validation windows; 0 for whole scenes"

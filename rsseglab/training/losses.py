@@ -54,11 +54,38 @@ def dice(logits: Tensor, label: Tensor, ignore_index: int = IGNORE_INDEX) -> Ten
     return ((1 - 2 * overlap / size.clamp(min=1e-12)) * occurs).sum() / occurs.sum().clamp(min=1)
 
 
-class SegmentationLoss(nn.Module):
-    """Sum of named losses, as ``"ce"``, ``"dice"`` or ``"ce+dice"``.
+def focal(logits: Tensor, label: Tensor, ignore_index: int = IGNORE_INDEX, gamma: float = 3.0) -> Tensor:
+    r"""Focal loss on the softmax, averaged over the pixels that count: the surer a pixel is right, the less it weighs.
+
+    .. math:: L = \frac{1}{|V|} \sum_{i \in V} -(1 - p_{i, y_i})^\gamma \log p_{i, y_i},
+              \qquad V = \{i : y_i \ne \mathrm{ignore}\}
+
+    Both factors follow from the cross-entropy :math:`c = -\log p` of a pixel, :math:`1 - p = 1 - e^{-c}`, so that loss
+    and gradient stay finite as p goes to 0 and to 1, and no p has to be clamped. A batch in which no pixel counts has
+    loss and gradient 0.
 
     Args:
-        name: names of `cross_entropy` and `dice`, joined by "+".
+        logits: shape (B, K, H, W).
+        label: shape (B, H, W), class indices.
+        ignore_index: label of the pixels that do not count.
+        gamma: 1 or more, or 0 for the cross-entropy; FCtL trains with 3.
+
+    Returns:
+        A scalar.
+
+    Source:
+        Lin, Goyal, Girshick, He, Dollar, "Focal Loss for Dense Object Detection", ICCV 2017, equation 4, without the
+        weights alpha of the classes.
+    """
+    c = F.cross_entropy(logits, label, ignore_index=ignore_index, reduction="none")  # (B, H, W); 0 where ignored
+    return ((-torch.expm1(-c)) ** gamma * c).sum() / (label != ignore_index).sum().clamp(min=1)
+
+
+class SegmentationLoss(nn.Module):
+    """Sum of named losses, as ``"ce"``, ``"dice"``, ``"ce+dice"`` or ``"focal"``.
+
+    Args:
+        name: names of `cross_entropy` ("ce"), `dice` and `focal`, joined by "+".
         ignore_index: label of the pixels that do not count.
     """
 
@@ -74,7 +101,9 @@ class SegmentationLoss(nn.Module):
             loss = loss + cross_entropy(logits, label, self.ignore_index)
         if "dice" in self.names:
             loss = loss + dice(logits, label, self.ignore_index)
+        if "focal" in self.names:
+            loss = loss + focal(logits, label, self.ignore_index)
         return loss
 
 
-LOSSES = ("ce", "dice", "ce+dice")
+LOSSES = ("ce", "dice", "ce+dice", "focal")
