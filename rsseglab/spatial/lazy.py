@@ -11,7 +11,7 @@ node's result is freed, or moved to disk, as one piece.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
 from typing import Any, NamedTuple, TypeVar
 
@@ -29,6 +29,8 @@ FACTORIES = [  # they look at no value
     for what in ("empty", "zeros", "ones", "full")
     for name in (f"new_{what}", f"{what}_like")
 ]
+#: The same numbers, without more memory.
+IN_PLACE: dict[Callable[..., Any], Callable[..., Any]] = {aten.relu.default: aten.relu_.default}
 OUT_OF_PLACE = {aten.bernoulli_.float: aten.bernoulli.p}  # where the name does not tell
 WRITES_TO_A_PART = (
     "overwrites a part of a tensor while a scene is streamed; build the new tensor out of place (torch.where, "
@@ -53,7 +55,9 @@ class Node:
         barrier: whether all of the scene goes into it.
     """
 
-    __slots__ = ("args", "barrier", "constants", "function", "kwargs", "layer", "nbytes", "number", "reads", "tile")
+    __slots__ = (
+        "_open", "args", "barrier", "constants", "function", "kwargs", "layer", "nbytes", "number", "reads", "tile",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -67,21 +71,41 @@ class Node:
     ) -> None:
         self.function, self.args, self.kwargs = function, args, kwargs
         self.layer, self.tile, self.number = layer, tile, number
-        leaves = list(_leaves((args, kwargs)))
-        self.reads = tuple(dict.fromkeys(leaf.node for leaf in leaves if type(leaf) is Ref))
-        self.constants = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
-        self.nbytes = sum(t.untyped_storage().nbytes() for t in results)
+        leaves = [(i, leaf) for i, arg in enumerate(args) for leaf in _leaves(arg)]
+        leaves += [(-1, leaf) for leaf in _leaves(kwargs)] if kwargs else []
+        given = [(i, leaf) for i, leaf in leaves if type(leaf) is Ref or type(leaf) is Input]
+        # Most arguments are plain numbers; a run looks at those alone that are something else each time.
+        self._open = tuple(dict.fromkeys(i for i, _ in given if i >= 0))
+        self.reads = tuple(dict.fromkeys([leaf.node for _, leaf in given if type(leaf) is Ref]))
+        self.constants = tuple([leaf for _, leaf in leaves if isinstance(leaf, Tensor)])
+        self.nbytes = sum([t.untyped_storage().nbytes() for t in results])
         self.barrier = False
 
-    def compute(self, values: Callable[[Node], Any], inputs: Mapping[str, Any]) -> Any:
-        """The result, from those of the nodes that it reads, and from what this run is given."""
+    @property
+    def operand(self) -> Node | None:
+        """The node whose result can become this one's, if no other reads it: it is torch's own, of all that is seen."""
+        if self.function not in IN_PLACE:
+            return None
+        ref = self.args[0]
+        own = type(ref) is Ref and not ref.views and isinstance(ref.node.function, torch._ops.OpOverload)
+        return ref.node if own else None
+
+    def compute(self, values: Callable[[Node], Any], inputs: Mapping[str, Any], overwrites: bool) -> Any:
+        """The result, from those of the nodes that it reads, and from what this run is given.
+
+        Where it ``overwrites``, it takes the place of `operand`'s.
+        """
 
         def value(leaf: Any) -> Any:
             if type(leaf) is Ref:
                 return leaf.of(values(leaf.node))
             return inputs[leaf.name] if type(leaf) is Input else leaf
 
-        return self.function(*_changed(value, self.args), **_changed(value, self.kwargs))
+        args = list(self.args)
+        for i in self._open:
+            args[i] = _changed(value, args[i])
+        function = IN_PLACE[self.function] if overwrites else self.function
+        return function(*args, **(_changed(value, self.kwargs) if self.kwargs else {}))
 
 
 class Input:
@@ -133,23 +157,29 @@ def _written(function: Any, views: tuple[View, ...], x: Tensor, *args: Any, **kw
     return x
 
 
-def _leaves(args: Any) -> Iterator[Any]:
+def _leaves(args: Any) -> list[Any]:
     """What nested arguments hold."""
-    if type(args) is dict:
-        args = args.values()
-    elif not isinstance(args, tuple | list):
-        yield args
-        return
-    for value in args:
-        yield from _leaves(value)
+    if not isinstance(args, tuple | list | dict):
+        return [args]
+    leaves: list[Any] = []
+    pending = [args]
+    while pending:
+        value = pending.pop()
+        if type(value) is dict:
+            pending += reversed(value.values())
+        elif isinstance(value, tuple | list):
+            pending += reversed(value)
+        else:
+            leaves.append(value)
+    return leaves
 
 
 def _changed(change: Callable[[Any], Any], args: Any) -> Any:
     """Nested arguments with each leaf changed."""
+    if isinstance(args, tuple | list):
+        return type(args)([_changed(change, value) for value in args])
     if type(args) is dict:
         return {key: _changed(change, value) for key, value in args.items()}
-    if isinstance(args, tuple | list):
-        return type(args)(_changed(change, value) for value in args)
     return change(args)
 
 
@@ -288,7 +318,8 @@ class Recorder:
         return self._known[asked]
 
     def _results(self, function: Any, args: Any, kwargs: Any, meta: Any) -> Any:
-        device, tile = _device(args, kwargs), _tile_of((args, kwargs))
+        lazy = _lazy_in((args, kwargs))
+        device, tile = kwargs.get("device") or lazy[0].device, _tile_of(lazy)
         if function in FACTORIES:  # a tensor of that shape, without its values, which may be long in coming
             x = args[0]
             args = (torch.empty((), dtype=x.dtype, device=x.device).expand(x.shape), *args[1:])
@@ -338,7 +369,7 @@ class Recorder:
 
     def _in_place(self, function: Any, args: Any, kwargs: Any) -> Any:
         """An operation that overwrites its first operand: one that does not, and whoever shares memory sees it."""
-        target, root, tile = args[0], args[0].root, _tile_of((args, kwargs))
+        target, root, tile = args[0], args[0].root, _tile_of(_lazy_in((args, kwargs)))
         name = function._schema.name.removeprefix("aten::")
         twin = OUT_OF_PLACE.get(function) or getattr(
             getattr(aten, name.rstrip("_"), None), function._overloadname, None
@@ -422,7 +453,7 @@ class LazyTensor(Tensor):
     ) -> Any:
         """Write the operation down."""
         kwargs = kwargs or {}
-        return next(_lazy_in((args, kwargs))).recorder.record(func, args, kwargs)
+        return _first_lazy((args, kwargs)).recorder.record(func, args, kwargs)  # type: ignore[union-attr]
 
 
 class Coins(TorchDispatchMode):
@@ -450,7 +481,7 @@ def opaque(function: Function) -> Function:
 
     @wraps(function)
     def either(*args: Any, **kwargs: Any) -> Any:
-        lazy = next(_lazy_in((args, kwargs)), None)
+        lazy = _first_lazy((args, kwargs))
         assert lazy is None or not (torch.is_grad_enabled() and lazy.requires_grad), "autograd would not see it"
         return function(*args, **kwargs) if lazy is None else lazy.recorder.write(function, args, kwargs)
 
@@ -464,14 +495,29 @@ def everywhere(x: Tensor) -> Tensor:
     return x
 
 
-def _lazy_in(args: Any) -> Iterator[LazyTensor]:
+def _lazy_in(args: Any) -> list[LazyTensor]:
     """Lazy tensors in nested arguments."""
-    return (leaf for leaf in _leaves(args) if isinstance(leaf, LazyTensor))
+    return [leaf for leaf in _leaves(args) if isinstance(leaf, LazyTensor)]
 
 
-def _tile_of(args: Any) -> int | None:
+def _first_lazy(args: Any) -> LazyTensor | None:
+    """The first of them, without looking at the rest."""
+    if isinstance(args, LazyTensor):
+        return args
+    if type(args) is dict:
+        args = tuple(args.values())
+    if isinstance(args, tuple | list):
+        for value in args:
+            if (found := _first_lazy(value)) is not None:
+                return found
+    return None
+
+
+def _tile_of(lazy: Sequence[LazyTensor]) -> int | None:
     """The tile of the largest tensor that is of one; of several as large, the middle one (a row between two others)."""
-    sizes = [(x.meta.numel(), x.root.node.tile) for x in _lazy_in(args) if x.root.node.tile is not None]
+    if len(lazy) == 1:
+        return lazy[0].root.node.tile
+    sizes = [(x.meta.numel(), x.root.node.tile) for x in lazy if x.root.node.tile is not None]
     most = max(sizes, default=(0, 0))[0]
     found = sorted({tile for size, tile in sizes if size == most})
     return found[(len(found) - 1) // 2] if found else None
@@ -498,10 +544,6 @@ def _signature(args: Any) -> Any:
     if type(args) is dict:
         return tuple((key, _signature(value)) for key, value in args.items())
     return type(args), args
-
-
-def _device(args: Any, kwargs: Any) -> torch.device:
-    return kwargs.get("device") or next(_lazy_in((args, kwargs))).device
 
 
 def _referred(args: Any) -> Any:

@@ -28,12 +28,14 @@ class Step(NamedTuple):
         spilled: nodes whose results go to disk, to make room.
         dropped: nodes whose results are read for the last time here.
         targets: numbers of the targets that are now complete.
+        overwrites: whether the result takes the place of what it is made of, which nobody reads any more.
     """
 
     node: Node
     spilled: tuple[Node, ...]
     dropped: tuple[Node, ...]
     targets: tuple[int, ...]
+    overwrites: bool
 
 
 class Schedule:
@@ -75,18 +77,19 @@ class Schedule:
             spill.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=spill) as folder:
             disk = _Disk(Path(folder), values)
-            for step in self.steps:
-                for node in step.spilled:
-                    disk.put(node)
-                with torch.no_grad(), _as_recorded():
-                    values[step.node] = step.node.compute(disk.value, inputs)
-                for target in step.targets:
-                    ref = self.targets[target]
-                    yield target, ref.of(disk.value(ref.node))
+
+            def finish(step: Step) -> None:
                 for node in step.dropped:
                     disk.drop(node)
                 if after_step is not None:
                     after_step()
+
+            steps = iter(self.steps)
+            while (step := _to_target(steps, disk, inputs, finish)) is not None:
+                for target in step.targets:
+                    ref = self.targets[target]
+                    yield target, ref.of(disk.value(ref.node))
+                finish(step)
 
     @property
     def passes(self) -> int:
@@ -170,6 +173,21 @@ def depth_first(wanted: Iterable[Node], eager: Iterable[Node] = ()) -> list[Node
     return list(order)
 
 
+def _to_target(
+    steps: Iterator[Step], disk: _Disk, inputs: Mapping[str, Any], finish: Callable[[Step], None]
+) -> Step | None:
+    """Do the steps up to the next that completes a target, which is left to be finished."""
+    with torch.no_grad(), _as_recorded():
+        for step in steps:
+            for node in step.spilled:
+                disk.put(node)
+            disk.values[step.node] = step.node.compute(disk.value, inputs, step.overwrites)
+            if step.targets:
+                return step
+            finish(step)
+    return None
+
+
 def _steps(order: Sequence[Node], targets: Sequence[Ref], memory: _Memory) -> Iterator[Step]:
     """Play the order, counting bytes: what is dropped when, and what has to go to disk."""
     complete = _completions(order, targets)
@@ -192,7 +210,9 @@ def _steps(order: Sequence[Node], targets: Sequence[Ref], memory: _Memory) -> It
                 memory.next_read(each, reads[each][-1])
             else:
                 memory.drop(each)
-        yield Step(node, spilled, dropped, tuple(complete[step]))
+        given = tuple(complete[step])
+        asked = {targets[number].node for number in given}
+        yield Step(node, spilled, dropped, given, node.operand in dropped and node.operand not in asked)
 
 
 def _completions(order: Sequence[Node], targets: Sequence[Ref]) -> list[list[int]]:

@@ -17,6 +17,7 @@ the bottom of the scene up, so that the activations of a few bands are there and
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -71,6 +72,18 @@ def _band(row0: int, row1: int, meta: Tensor, device: torch.device) -> Callable[
         return rows.to(device)
 
     return band
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Python does not look for garbage meanwhile: among so many objects that stay, that took as long as making them."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 class _Plan(Schedule):
@@ -196,6 +209,7 @@ class Plan(_Plan):
         return figure
 
 
+@_uncollected()
 def plan(
     model: nn.Module,
     height: int,
@@ -297,6 +311,7 @@ class GradientPlan(_Plan):
         return loss
 
 
+@_uncollected()
 def plan_gradients(
     model: nn.Module,
     height: int,

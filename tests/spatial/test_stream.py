@@ -71,6 +71,34 @@ class Plain(nn.Module):
         return self.head(torch.cat([x, F.interpolate(y, size=x.shape[2:], mode="bilinear")], 1))
 
 
+class Shared(nn.Module):
+    """What activations overwrite is read by others too, or is not the network's: the image itself."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(7, 2, 1)
+
+    def forward(self, x):
+        y = self.norm(self.first(F.relu(x)))
+        z = F.relu(y) - 2 * y + F.relu(-y)
+        return self.last(torch.cat([F.relu(F.relu(z)), F.relu(x)], 1))
+
+
+def test_an_activation_overwrites_nothing_that_is_read_again():
+    model, image = Shared().double().eval(), scene((40, 9), 1)
+    kept = image.clone()
+    with torch.no_grad():
+        whole = model(image)
+    plan = stream.plan(model, 40, 9, 3, rows=8)
+    assert any(step.overwrites for step in plan.steps) and not all(
+        step.overwrites for step in plan.steps if step.node.operand is not None
+    )
+    for _ in range(2):
+        assert difference(streamed(plan, image), whole) < 1e-12
+        assert torch.equal(image, kept)
+
+
 @pytest.mark.parametrize("size", [(131, 50), (64, 33), (17, 8), (1, 9)])
 def test_odd_sizes(size):
     model, image = Plain().double().eval(), scene(size, 1)
