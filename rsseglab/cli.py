@@ -476,6 +476,9 @@ def _add_evaluate(commands: "_Commands") -> None:
     parser.add_argument(
         "--seam", type=int, default=8, metavar="PX", help="how near to a window border a pixel counts as at the seam"
     )
+    parser.add_argument(
+        "--protocol", default=None, metavar="NAME", help="also show the mean IoU as a paper defines it: fctl"
+    )
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the scores to a file")
 
 
@@ -484,7 +487,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     scenes = _reference_scenes(args)
     classes = args.classes or ([_one(scenes)] if args.single_class else None)
-    evaluate_and_print(args.predictions, scenes, classes, args.boundary, args.seam, args.json)
+    evaluate_and_print(args.predictions, scenes, classes, args.boundary, args.seam, args.json, args.protocol)
 
 
 def _reference_scenes(args: argparse.Namespace) -> "list[Scene]":

@@ -89,6 +89,33 @@ def test_train_predict_evaluate(data, run, tmp_path, capsys):
     assert "mean IoU of road alone" in capsys.readouterr().out
 
 
+def test_evaluate_by_a_published_protocol(data, tmp_path, capsys):
+    """All of a scene called land: what lies on its strip without a label is wrong by FCtL's count alone."""
+    with rasterio.open(data / "d_label.tif") as file:
+        label, profile = file.read(1), file.profile
+    write_raster(tmp_path / "d.tif", np.full_like(label, 2), transform=profile["transform"])
+    command = ["evaluate", str(tmp_path / "d.tif"), *options(data), "--json", str(tmp_path / "s.json")]
+    assert main([*command, "--protocol", "fctl"]) == 0
+    shown = capsys.readouterr().out
+    record = RunRecord.read(tmp_path / "s.json")
+    assert record.configuration["protocol"] == "fctl"
+    land, strip = int((label == 2).sum()), int((label == 0).sum())
+    for scores in (record.metrics["pooled"], record.metrics["scenes"]["d"]):
+        assert scores["iou"]["land"] == land / (label.size - strip)
+        published = scores["protocols"]["fctl"]
+        assert published["iou"]["land"] == land / label.size and published["mean_iou"] == land / label.size / 3
+        assert published["explanation"] in shown and f"({strip:,} here)" in shown
+    lines = [line.split() for line in shown.splitlines()]
+    ours, theirs = land / (label.size - strip), land / label.size
+    assert ["honest", "fctl"] in lines and ["IoU", "land", f"{ours:.3f}", f"{theirs:.3f}"] in lines
+    assert ["mean", "IoU", f"{ours / 3:.3f}", f"{theirs / 3:.3f}"] in lines
+    # Without it, the record is what it was.
+    assert main(command) == 0
+    record = RunRecord.read(tmp_path / "s.json")
+    assert "protocol" not in record.configuration and "protocols" not in record.metrics["pooled"]
+    assert "there is no protocol 'glnet'; choose from fctl" in refused(capsys, *command, "--protocol", "glnet")
+
+
 def test_given_options_win_over_a_preset(data, tmp_path):
     given = ["--steps", "2", "--crop", "64", "--batch-size", "1", "--val-window", "64", "--val-every", "2"]
     out = ["--out", str(tmp_path / "r"), "--encoder", "test_resnet"]

@@ -5,10 +5,12 @@ from rsseglab.evaluation.bootstrap import Estimate, mean_iou_difference, mean_io
 from rsseglab.evaluation.boundary import BoundaryF1
 from rsseglab.evaluation.confusion import Confusion
 from rsseglab.evaluation.evaluate import Evaluation, count_labels, evaluate_scene, pool, read_placement
+from rsseglab.evaluation.protocols import PROTOCOLS
 from rsseglab.evaluation.published import published_rest
 from rsseglab.evaluation.seams import Placement, SeamCounter, SeamError
 
 __all__ = [
+    "PROTOCOLS",
     "BlockCounts",
     "BoundaryF1",
     "Confusion",

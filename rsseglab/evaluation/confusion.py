@@ -2,7 +2,9 @@ r"""Which class was called what, counted over whole scenes, and every measure th
 
 The confusion matrix :math:`M` has one row a labelled class and one column a predicted class, and one column more:
 pixels that have a label but got no class (nodata in the prediction). Those are errors of their true class, so a
-method gains nothing by leaving hard pixels empty. Pixels without a label are never counted. With
+method gains nothing by leaving hard pixels empty. Pixels without a label count in none of the scores; what was
+predicted on them is kept apart, in ``ignored``, for the published protocols that do count it
+(`rsseglab.evaluation.protocols`). With
 
 .. math:: TP_c = M_{cc}, \quad FN_c = \sum_{j \ne c} M_{cj}, \quad FP_c = \sum_{i \ne c} M_{ic}
 
@@ -36,12 +38,19 @@ class Confusion:
     Args:
         classes: their names, in the order of the indices; at most 255.
         matrix: counts to start from, shape (K, K + 1): label by prediction, the last column for "no class".
+        ignored: pixels without a label that go with that matrix, shape (K + 1,): by prediction, as its rows. Where a
+            matrix comes without, they are not known, and stay None.
 
     Raises:
-        UserError: names are missing or double, or the matrix has another shape.
+        UserError: names are missing or double, or the counts have another shape.
     """
 
-    def __init__(self, classes: Sequence[str], matrix: NDArray[np.int64] | None = None) -> None:
+    def __init__(
+        self,
+        classes: Sequence[str],
+        matrix: NDArray[np.int64] | None = None,
+        ignored: NDArray[np.int64] | None = None,
+    ) -> None:
         self.classes = tuple(classes)
         K = len(self.classes)
         if not 1 <= len(set(self.classes)) == K <= IGNORE_INDEX:
@@ -49,13 +58,18 @@ class Confusion:
         self.matrix = np.zeros((K, K + 1), np.int64) if matrix is None else np.asarray(matrix, np.int64).copy()
         if self.matrix.shape != (K, K + 1):
             raise UserError(f"a confusion of {K} classes has shape {(K, K + 1)}, not {self.matrix.shape}; correct it.")
+        if matrix is None and ignored is None:
+            ignored = np.zeros(K + 1, np.int64)
+        self.ignored = None if ignored is None else np.asarray(ignored, np.int64).copy()
+        if self.ignored is not None and self.ignored.shape != (K + 1,):
+            raise UserError(f"ignored pixels have shape {self.ignored.shape}, not {(K + 1,)}; correct it.")
 
     def update(self, prediction: NDArray[Any], label: NDArray[Any]) -> None:
         """Count a block.
 
         Args:
             prediction: class indices 0 to K - 1, or `IGNORE_INDEX` for no class; any shape.
-            label: the same shape; pixels that are `IGNORE_INDEX` are not counted.
+            label: the same shape; pixels that are `IGNORE_INDEX` enter ``ignored`` alone.
 
         Raises:
             UserError: the shapes differ, or a counted pixel holds an index that is no class.
@@ -75,11 +89,17 @@ class Confusion:
         guess[empty] = K  # the column "no class"
         pair = true.astype(np.uint16) * np.uint16(K + 1) + guess.astype(np.uint16)  # row * columns + column
         self.matrix += np.bincount(pair, minlength=K * (K + 1)).reshape(K, K + 1)
+        if self.ignored is not None and true.size < label.size:
+            rest = prediction[~scored]
+            self.ignored += np.bincount(np.where((rest >= 0) & (rest < K), rest, K), minlength=K + 1)
 
     def __add__(self, other: Self) -> Self:
         if self.classes != other.classes:
             raise UserError(f"confusions of {self.classes} and {other.classes} do not add; use the same classes.")
-        return type(self)(self.classes, self.matrix + other.matrix)
+        matrix = self.matrix + other.matrix
+        if self.ignored is None or other.ignored is None:
+            return type(self)(self.classes, matrix)
+        return type(self)(self.classes, matrix, self.ignored + other.ignored)
 
     @property
     def pixels(self) -> int:
@@ -178,7 +198,11 @@ class Confusion:
             raise UserError(f"train counts are {counts.tolist()}; give one a class of {', '.join(self.classes)}.")
         matrix = np.zeros_like(self.matrix)
         matrix[:, counts.argmax()] = self.label_counts
-        return type(self)(self.classes, matrix)
+        if self.ignored is None:
+            return type(self)(self.classes, matrix)
+        ignored = np.zeros_like(self.ignored)
+        ignored[counts.argmax()] = self.ignored.sum()
+        return type(self)(self.classes, matrix, ignored)
 
     def table(self) -> "pd.DataFrame":
         """One row a class: iou, f1, precision, recall, and pixels labelled and predicted."""
@@ -191,13 +215,14 @@ class Confusion:
         return pd.DataFrame(columns, index=pd.Index(self.classes, name="class"))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain types: class names and the matrix, row by row."""
-        return {"classes": list(self.classes), "matrix": self.matrix.tolist()}
+        """Plain types: class names, the matrix, row by row, and the pixels without a label, where known."""
+        content = {"classes": list(self.classes), "matrix": self.matrix.tolist()}
+        return content if self.ignored is None else content | {"ignored": self.ignored.tolist()}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
         """The inverse of `to_json`."""
-        return cls(content["classes"], np.array(content["matrix"], np.int64))
+        return cls(content["classes"], np.array(content["matrix"], np.int64), content.get("ignored"))
 
     def __repr__(self) -> str:
         return f"Confusion({len(self.classes)} classes, {self.pixels} px, mean IoU {self.mean_iou():.3f})"

@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from rsseglab.errors import UserError
-from rsseglab.evaluation import Evaluation, evaluate_scene, pool
+from rsseglab.evaluation import PROTOCOLS, Evaluation, evaluate_scene, pool
+from rsseglab.evaluation.protocols import score
 from rsseglab.scenes.manifest import load_manifest
 from rsseglab.scenes.raster import read_legend, read_tags
 from rsseglab.scenes.scene import Scene
@@ -74,8 +75,12 @@ def evaluate_and_print(
     tolerance_px: int = 3,
     seam_distance_px: int = 8,
     out: Path | None = None,
+    protocol: str | None = None,
 ) -> list[Evaluation]:
     """Score predictions, print a table a scene and one of all scenes pooled, and write a record where asked to.
+
+    With a protocol, a second table shows IoU of the pooled scenes by our definition ("honest") and by the published
+    one, and a sentence how they differ; the record has both.
 
     Args:
         predictions: label rasters.
@@ -84,12 +89,16 @@ def evaluate_and_print(
         tolerance_px: of the boundary F1.
         seam_distance_px: how near to a window border a pixel counts as at the seam.
         out: a file for the run record.
+        protocol: one of `rsseglab.evaluation.PROTOCOLS`, if any.
 
     Raises:
-        UserError: a raster is missing or does not fit its scene, or its own legend names other classes.
+        UserError: a raster is missing or does not fit its scene, or its own legend names other classes; there is no
+            such protocol.
     """
     if out and out.suffix != ".json":
         raise UserError(f"{out} is no name for a record; give one that ends in .json.")
+    if protocol and protocol not in PROTOCOLS:
+        raise UserError(f"there is no protocol '{protocol}'; choose from {', '.join(PROTOCOLS)}.")
     start = perf_counter()
     for path, scene in zip(predictions, scenes, strict=True):
         _check_legend(path, scene)
@@ -103,12 +112,12 @@ def evaluate_and_print(
         )
         for path, scene in zip(predictions, scenes, strict=True)
     ]
-    columns = {e.scene: e.metrics(classes) for e in scored}
-    if len(scored) > 1:
-        columns["pooled"] = pool(scored).metrics(classes)
-    print(table(columns).to_string())
+    columns = {e.scene: _metrics(e, classes, protocol) for e in scored}
+    pooled = _metrics(pool(scored), classes, protocol)
+    print(table(columns | {"pooled": pooled} if len(scored) > 1 else columns).to_string())
+    if protocol:
+        print(f"\n{protocol_table(pooled, protocol).to_string()}\n{pooled['protocols'][protocol]['explanation']}")
     if out:
-        pooled = pool(scored).metrics(classes)
         RunRecord(
             command=["rsseglab", *sys.argv[1:]],
             configuration={
@@ -117,12 +126,36 @@ def evaluate_and_print(
                 "classes": list(classes or pooled["mean_over"]),
                 "tolerance_px": tolerance_px,
                 "seam_distance_px": seam_distance_px,
+                **({"protocol": protocol} if protocol else {}),
             },
-            metrics={"pooled": pooled, "scenes": {e.scene: e.metrics(classes) for e in scored}},
+            metrics={"pooled": pooled, "scenes": columns},
             seeds=[],
             minutes=(perf_counter() - start) / 60,
         ).write(out)  # fmt: skip
     return scored
+
+
+def _metrics(evaluation: Evaluation, classes: Sequence[str] | None, protocol: str | None) -> dict[str, Any]:
+    metrics = evaluation.metrics(classes)
+    if protocol:
+        scores = score(evaluation.confusion, protocol)
+        metrics["protocols"] = {protocol: scores.metrics | {"explanation": scores.explanation}}
+    return metrics
+
+
+def protocol_table(metrics: Mapping[str, Any], protocol: str) -> pd.DataFrame:
+    """IoU of each class and the mean, by our definition ("honest") and by a protocol's, to print.
+
+    Args:
+        metrics: of `Evaluation.metrics`, with the protocol's under ``protocols``.
+        protocol: its name.
+    """
+    columns: dict[str, Mapping[str, Any]] = {"honest": metrics, protocol: metrics["protocols"][protocol]}
+    rows = {f"IoU {name}": [_share(m["iou"][name]) for m in columns.values()] for name in metrics["iou"]}
+    rows["mean IoU"] = [_share(m["mean_iou"]) for m in columns.values()]
+    over = [m["mean_over"] for m in columns.values()]
+    rows["  which is of"] = [f"{len(names)} classes" if len(names) > 1 else f"{names[0]} alone" for names in over]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(columns))
 
 
 def _check_legend(path: Path, scene: Scene) -> None:

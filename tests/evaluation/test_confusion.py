@@ -156,6 +156,22 @@ def test_json_and_table():
     assert table["labelled_px"].sum() == confusion.pixels
 
 
+def test_what_is_predicted_without_a_label_is_kept_apart():
+    label = np.array([0, 1, *[IGNORE_INDEX] * 5], np.uint8)
+    prediction = np.array([0, 0, 0, 1, 1, IGNORE_INDEX, 77], np.uint8)  # 77 is no class, and nobody asked for one
+    confusion = counted(prediction, label, ("a", "b"))
+    assert confusion.ignored.tolist() == [1, 2, 2] and confusion.pixels == 2
+    assert (confusion + confusion).ignored.tolist() == [2, 4, 4]
+    assert confusion.majority_class([0, 1]).ignored.tolist() == [0, 5, 0]
+    again = Confusion.from_json(json.loads(json.dumps(confusion.to_json())))
+    assert again.ignored.tolist() == [1, 2, 2]
+    old = Confusion.from_json({"classes": ["a", "b"], "matrix": [[1, 0, 0], [1, 0, 0]]})
+    assert old.ignored is None and (old + confusion).ignored is None and (confusion + old).ignored is None
+    assert old.majority_class([0, 1]).ignored is None and "ignored" not in old.to_json()
+    old.update(prediction, label)
+    assert old.ignored is None and old.pixels == 4
+
+
 def test_bad_input():
     confusion = Confusion(NAMES)
     with pytest.raises(UserError, match="shape"):
@@ -166,6 +182,8 @@ def test_bad_input():
         confusion.update(np.array([0, 0]), np.array([0, -1]))
     with pytest.raises(UserError, match="different names"):
         Confusion(["a", "a"])
+    with pytest.raises(UserError, match=r"shape \(4,\), not \(5,\)"):
+        Confusion(NAMES, ignored=np.zeros(4))
     with pytest.raises(UserError, match="do not add"):
         confusion + Confusion(["a"])
     assert confusion.pixels == 0
@@ -175,7 +193,9 @@ def test_bad_input():
 def test_blocks_add_up_to_the_whole(seed, cut):
     prediction, label = random_maps(seed)
     parts = counted(prediction[:cut], label[:cut]) + counted(prediction[cut:], label[cut:])
-    np.testing.assert_array_equal(parts.matrix, counted(prediction, label).matrix)
+    whole = counted(prediction, label)
+    np.testing.assert_array_equal(parts.matrix, whole.matrix)
+    np.testing.assert_array_equal(parts.ignored, whole.ignored)
 
 
 @given(seed=st.integers(0, 2**32 - 1))
