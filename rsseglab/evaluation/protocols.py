@@ -18,8 +18,8 @@ The authors' networks learn 'unknown' and may predict it there; ours cannot, and
 
 Source:
     Li, Yang, Liu, Yu, He, "From Contexts to Locality", ICCV 2021: the metric of the authors' public code (MIT), of
-    which none is used here. How it computes F1 and accuracy is not published, so the protocol has neither. Chen et al.,
-    "ISDNet", CVPR 2022: the IoUs of the two classes of Inria, in the notes of its public code.
+    which none is used here. How it computes F1 and accuracy is not published, so the protocol has neither. The IoUs of
+    the two classes of Inria: the notes of ISDNet's public code (CVPR 2022).
 """
 
 from collections.abc import Callable
