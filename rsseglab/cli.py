@@ -1,4 +1,4 @@
-"""The command line: ``rsseglab quickstart | data | train | predict | evaluate | compare | scale``.
+"""The command line: ``rsseglab quickstart | data | train | predict | evaluate | compare | ablate | scale``.
 
 Nothing heavy is imported before a command is known, so that ``rsseglab --help`` answers at once. Every error that a
 user can mend is a `UserError`: one line on standard error and exit code 2; Ctrl-C is exit code 130.
@@ -62,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rsseglab {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_quickstart, _add_data, _add_train, _add_predict, _add_evaluate, _add_compare, _add_scale):
+    adds = (_add_quickstart, _add_data, _add_train, _add_predict, _add_evaluate, _add_compare, _add_ablate, _add_scale)
+    for add in adds:
         add(commands)
     return parser
 
@@ -158,7 +159,12 @@ def _add_train(commands: "_Commands") -> None:
     parser.add_argument(
         "--weights", default="none", help="of the encoder: none, pretrained, a file, or torchgeo's name"
     )
+    parser.add_argument(
+        "--method", default=None, help="stock, rest (also by --interaction), fctl or refinement; stock if not given"
+    )
+    parser.add_argument("--preset", default=None, help=f"published settings: {', '.join(PRESETS)}")
     _add_rest_options(parser)
+    _add_fctl_options(parser)
     parser.add_argument("--steps", type=int, default=1000, help="length of the run")
     parser.add_argument("--batch-size", type=int, default=8, help="crops a step; of each data group, under torchrun")
     parser.add_argument(
@@ -199,32 +205,98 @@ def _add_rest_options(parser: argparse.ArgumentParser) -> None:
     rest.add_argument(
         "--freeze-early", action="store_true", help="train the encoder's last stage, SPIM and the decoder"
     )
-    rest.add_argument("--preset", default=None, help="the published settings: rest-stage1 or rest-stage2")
     rest.add_argument("--checkpointing", action="store_true", help="compute activations again instead of keeping them")
     rest.add_argument("--offload", action="store_true", help="keep activations in the computer's memory")
 
 
-#: What only REST has a use for, with its default.
-REST_ONLY = {
+def _add_fctl_options(parser: argparse.ArgumentParser) -> None:
+    fctl = parser.add_argument_group("patches that look at their contexts (FCtL, refinement)")
+    fctl.add_argument(
+        "--contexts", nargs="+", default=None, metavar="SCALE",
+        help="sides of contexts, in patches, or 'scene'; 1 is the patch itself; 1 2 3 (refinement: 2) if not given",
+    )  # fmt: skip
+    fctl.add_argument("--correlation", default="attention", help="of patch and context: attention or concatenation")
+    fctl.add_argument("--value", default="context", help="of the attention: context (code) or local (paper)")
+    fctl.add_argument("--whiten", action="store_true", help="take the mean from queries and keys (code for DeepGlobe)")
+    fctl.add_argument("--fusion", default="code", help="of contexts: code, paper, constant or mean")
+    fctl.add_argument("--stages", default="joint", help="joint, or published: one context each, then all, frozen")
+    fctl.add_argument("--edge", default="pad", help="contexts past the scene's edge: pad or clip")
+    fctl.add_argument(
+        "--segmenter",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="checkpoint whose masks a refinement learns to mend",
+    )
+
+
+#: What only one method has a use for, with its default.
+REST_ONLY: dict[str, object] = {
     "heads": "8", "strides": [4, 8, 16, 32], "residual": "published", "pool": 1, "decode": "tile",
     "checkpointing": False,
 }  # fmt: skip
+FCTL_ONLY: dict[str, object] = {
+    "correlation": "attention", "value": "context", "whiten": False, "fusion": "code", "stages": "joint",
+}  # fmt: skip
+CONTEXTS_ONLY: dict[str, object] = {"contexts": None, "edge": "pad"}
+ONLY: tuple[tuple[tuple[str, ...], str, str, dict[str, object]], ...] = (
+    (("rest",), "REST's", "say how tiles meet with --interaction", REST_ONLY),
+    (("fctl",), "FCtL's", "give --method fctl", FCTL_ONLY),
+    (("fctl", "refinement"), "for patches with contexts", "give --method fctl or refinement", CONTEXTS_ONLY),
+)
+PRESETS = ("rest-stage1", "rest-stage2", "fctl-deepglobe", "fctl-inria")
 
 
 def _take_preset(args: argparse.Namespace) -> None:
     """Make a preset's settings the defaults, so that options that are given win."""
-    from rsseglab.rest.preset import published
+    if args.preset.startswith("fctl"):
+        from rsseglab.fctl.preset import published
+    else:
+        from rsseglab.rest.preset import published
 
     settings = published(args.preset)
     settings["crop"] = settings.pop("crop_px")
     args.parser.set_defaults(**settings)
 
 
-def _rest_options(args: argparse.Namespace) -> dict[str, object] | None:
-    if not args.interaction:
-        if idle := [name for name, default in REST_ONLY.items() if getattr(args, name) != default]:
-            raise UserError(f"--{idle[0]} is REST's; say how tiles meet with --interaction, or leave it out.")
-        return None
+def _method(args: argparse.Namespace) -> str:
+    """The method's name; options that it has no use for are refused."""
+    method = args.method or ("rest" if args.interaction else "stock")
+    if (method == "rest") != bool(args.interaction):
+        raise UserError(
+            f"--interaction says how tiles meet in REST, and method {method} has no tiles; leave it out."
+            if args.interaction
+            else "method rest needs to know how tiles meet; give --interaction, such as exact+spim."
+        )
+    for owners, whose, remedy, options in ONLY:
+        idle = [name for name, default in options.items() if getattr(args, name) != default]
+        if idle and method not in owners:
+            raise UserError(f"--{idle[0]} is {whose}; {remedy}, or leave it out.")
+    return method
+
+
+def _options(args: argparse.Namespace, method: str) -> dict[str, object] | None:
+    """Of the method, in plain types."""
+    if method == "rest":
+        return _rest_options(args)
+    if method == "fctl":
+        scales = [_scale_of(text) for text in args.contexts or ("1", "2", "3")]
+        return {"contexts": scales, "edge": args.edge, **{name: getattr(args, name) for name in FCTL_ONLY}}
+    if method == "refinement":
+        return {"contexts": [_scale_of(text) for text in args.contexts or ("2",)], "edge": args.edge}
+    return None
+
+
+def _scale_of(text: str) -> float | str:
+    from rsseglab.fctl.contexts import GLOBAL
+
+    try:
+        return text if text == GLOBAL else float(text) if "." in str(text) else int(text)
+    except ValueError:
+        raise UserError(f"'{text}' is no scale of a context; give a number, or '{GLOBAL}'.") from None
+
+
+def _rest_options(args: argparse.Namespace) -> dict[str, object]:
     return {
         "interaction": args.interaction,
         "heads": args.heads if args.heads == "world" else _number(args.heads, "--heads"),
@@ -246,12 +318,13 @@ def _train(args: argparse.Namespace) -> None:
     from rsseglab.experiments.run import train_and_record
     from rsseglab.training.fit import TrainConfig
 
+    method = _method(args)
     settings = {
         "encoder": args.encoder,
         "decoder": args.decoder,
         "weights": None if args.weights == "none" else args.weights,
-        "method": "rest" if args.interaction else "stock",
-        "options": _rest_options(args),
+        "method": method,
+        "options": _options(args, method),
         "init": str(args.init) if args.init else None,
         "freeze_early": args.freeze_early,
         "spatial": args.spatial,
@@ -267,14 +340,14 @@ def _train(args: argparse.Namespace) -> None:
         "warmup_steps": args.warmup_steps,
         "loss": args.loss,
         "val_every": args.val_every,
-        "val_window_px": args.val_window or None,
+        "val_window_px": args.crop if method in ("fctl", "refinement") else args.val_window or None,
         "augment": not args.no_augment,
         "seed": args.seed,
         "num_workers": args.workers,
         "precision": args.precision,
     }
     config = TrainConfig(**settings)
-    result = train_and_record(args.data, args.root, config, args.out, args.resume, args.single_class)
+    result = train_and_record(args.data, args.root, config, args.out, args.resume, args.single_class, args.segmenter)
     over = " over background and the single class" if args.single_class else ""
     if os.environ.get("RANK", "0") == "0":
         print(f"best checkpoint: {result.checkpoint} (validation mean IoU{over} {result.val_mean_iou:.3f})")
@@ -306,7 +379,11 @@ def _add_predict(commands: "_Commands") -> None:
     parser.add_argument("--overlap", type=float, default=0.5, help="shared part of a window's side, 0 to less than 1")
     parser.add_argument("--blend", default="hann", help="flat, linear, hann or gaussian")
     parser.add_argument("--placement", default="flush", help="flush (MONAI's) or even (GLNet's)")
+    parser.add_argument("--merge", default="logits", help="what overlapping windows share: logits or probabilities")
     parser.add_argument("--batch-size", type=int, default=4, help="windows at a time")
+    parser.add_argument(
+        "--refine", type=Path, default=None, metavar="FILE", help="best.ckpt of method refinement: mends the masks"
+    )
     parser.add_argument(
         "--probabilities", action="store_true", help="also write class probabilities, probabilities/NAME.tif"
     )
@@ -337,12 +414,16 @@ def _add_predict(commands: "_Commands") -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from rsseglab.inference import Cropping, pick_device, predict_scene
+    from rsseglab.experiments.methods import check_pair, cropping_of, predict_by_crops
+    from rsseglab.inference import pick_device
     from rsseglab.training.checkpoint import load_checkpoint
+    from rsseglab.training.networks import ANY_SIZE
 
-    if (args.whole or args.stream) and (args.probabilities or args.window):
+    if (args.whole or args.stream) and (args.probabilities or args.window or args.refine):
         way = "--whole" if args.whole else "--stream"
-        raise UserError(f"{way} has no windows and writes no probabilities; leave out --window and --probabilities.")
+        raise UserError(
+            f"{way} has no windows and writes no probabilities; leave out --window, --probabilities and --refine."
+        )
     if args.whole and args.stream:
         raise UserError("--whole labels a scene in one pass, --stream band by band; give one of them.")
     if args.memory is not None and not 0 < args.memory < float("inf"):
@@ -352,10 +433,14 @@ def _predict(args: argparse.Namespace) -> None:
     if args.spatial and not args.whole:
         raise UserError("--spatial cuts scenes that are labelled whole; add --whole, or leave it out.")
     trained = load_checkpoint(args.checkpoint)
-    window_px = args.window or trained.crop_px
-    if window_px is None and not (args.whole or args.stream):
+    refiner = load_checkpoint(args.refine) if args.refine else None
+    check_pair(trained, refiner)
+    if (args.whole or args.stream) and trained.method in ANY_SIZE:
+        raise UserError(f"a network of method {trained.method} labels patches; leave out --whole and --stream.")
+    if args.window is None and trained.crop_px is None and not (args.whole or args.stream):
         raise UserError(f"{args.checkpoint} was trained on whole scenes; label with --whole, or name a --window.")
-    cropping = Cropping(window_px or 512, args.overlap, args.blend, args.placement, args.batch_size)
+    merging = {name: getattr(args, name) for name in ("overlap", "blend", "placement", "batch_size", "merge")}
+    cropping = cropping_of(trained, args.window, **merging)
     device = pick_device(args.device)
     scenes = _scenes_to_label(args, trained.bands)
     single = args.output.suffix.lower() in (".tif", ".tiff")
@@ -385,7 +470,7 @@ def _predict(args: argparse.Namespace) -> None:
         return
     print(f"{trained.decoder} on {trained.encoder}, windows of {cropping.window_px} px, on {device}")
     for scene, path, share in zip(scenes, paths, shares, strict=True):
-        done = predict_scene(trained, scene, path, cropping, probabilities=share, device=device)
+        done = predict_by_crops(trained, scene, path, cropping, refiner=refiner, probabilities=share, device=device)
         print(f"{done.path}: {done.seconds:.1f} s, peak {done.peak_mib:.0f} MiB")
 
 
@@ -555,6 +640,30 @@ def _compare(args: argparse.Namespace) -> None:
     out = args.out or Path("outputs/compare") / name
     folder = compare(what, seeds=args.seeds, methods=args.methods, out=out, root=args.root, jobs=args.jobs)
     print_tables(folder)
+
+
+def _add_ablate(commands: "_Commands") -> None:
+    about = "what each part of a paper's method is worth: the method without it; an hour, minutes with --quick"
+    parser = _command(commands, "ablate", about, _ablate)
+    parser.add_argument("paper", help="fctl")
+    _add_data_options(parser, "synthetic")
+    parser.add_argument("--quick", action="store_true", help="a few steps on small scenes: all of it works, no more")
+    parser.add_argument("--seeds", type=int, nargs="+", default=None, help="of training; 0 1 2 if not given")
+    parser.add_argument("--methods", nargs="+", default=None, metavar="NAME", help="all if not given")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, a thread each")
+    parser.add_argument(
+        "--out", type=Path, default=None, metavar="FOLDER", help="outputs/ablate/PAPER/NAME if not given"
+    )
+
+
+def _ablate(args: argparse.Namespace) -> None:
+    from rsseglab.experiments.ablate import ablation_of, print_ablation
+    from rsseglab.experiments.compare import compare
+
+    what = ablation_of(args.paper, args.data, args.quick)
+    out = args.out or Path("outputs/ablate") / args.paper / (args.data + "-quick" * args.quick)
+    folder = compare(what, seeds=args.seeds, methods=args.methods, out=out, root=args.root, jobs=args.jobs)
+    print_ablation(folder)
 
 
 def _add_scale(commands: "_Commands") -> None:

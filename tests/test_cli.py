@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import rasterio.shutil
 from made import make_scene, write_raster
 
 from rsseglab.cli import main
+from rsseglab.experiments.ablate import page as ablation_page
+from rsseglab.training.checkpoint import load_checkpoint
 from rsseglab.training.records import RunRecord
 
 MANIFEST = """
@@ -288,3 +291,70 @@ def test_ctrl_c_is_exit_code_130(data, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in errors.splitlines()[-1] and "Traceback" not in errors
+
+
+FCTL = ["--method", "fctl", "--encoder", "test_resnet", "--decoder", "fcn", "--steps", "2", "--crop", "40"]
+QUICKLY = ["--batch-size", "2", "--val-every", "2"]
+
+
+def test_patches_with_contexts_from_the_command_line(data, tmp_path, capsys):
+    """FCtL trains and labels; a refinement learns from its masks and mends them."""
+    runs = {name: str(tmp_path / name / "best.ckpt") for name in ("fctl", "refined")}
+    train = ["train", *options(data), *QUICKLY]
+    assert main([*train, *FCTL, "--contexts", "1", "2", "scene", "--out", str(tmp_path / "fctl")]) == 0
+    assert load_checkpoint(runs["fctl"]).network.contexts == (1, 2, "scene")
+    refine = ["--method", "refinement", "--segmenter", runs["fctl"], "--steps", "2", "--crop", "48", "--loss", "focal"]
+    assert main([*train, *refine, "--out", str(tmp_path / "refined")]) == 0
+    for more in ([], ["--refine", runs["refined"]], ["--merge", "probabilities", "--blend", "flat"]):
+        out = tmp_path / f"p{len(more)}"
+        assert main(["predict", *options(data), "--checkpoint", runs["fctl"], *more, "--output", str(out)]) == 0
+        assert len(list(out.glob("*.tif"))) == 2
+        assert main(["evaluate", *map(str, out.glob("*.tif")), *options(data)]) == 0
+    assert "mean IoU" in capsys.readouterr().out
+    alone = refused(capsys, "predict", *options(data), "--checkpoint", runs["refined"], "--output", tmp_path / "x")
+    assert "give that as --checkpoint, this as --refine" in alone
+    whole = refused(capsys, "predict", *options(data), "--checkpoint", runs["fctl"], "--whole")
+    assert "labels patches" in whole
+    no = refused(capsys, "predict", *options(data), "--checkpoint", runs["fctl"], "--refine", runs["fctl"])
+    assert "refines no masks" in no
+
+
+def test_options_of_patches_that_would_do_nothing_are_refused(data, tmp_path, capsys):
+    train = ["train", *options(data), *QUICKLY, "--out", tmp_path / "r"]
+    assert "--whiten is FCtL's; give --method fctl" in refused(capsys, *train, "--whiten")
+    assert "--contexts is for patches with contexts" in refused(capsys, *train, "--contexts", "2")
+    assert "is no scale of a context" in refused(capsys, *train, *FCTL, "--contexts", "wide")
+    assert "smaller than its patch" in refused(capsys, *train, *FCTL, "--contexts", "0.5")
+    assert "method rest needs to know" in refused(capsys, *train, "--method", "rest")
+    assert "has no tiles" in refused(capsys, *train, *FCTL, "--interaction", "exact")
+    assert "--segmenter" in refused(capsys, *train, "--method", "refinement")
+    assert "mends no masks" in refused(capsys, *train, *FCTL, "--segmenter", tmp_path / "a.ckpt")
+    assert "unknown method 'glnet'" in refused(capsys, *train, "--method", "glnet")
+    assert "leave out --spatial" in refused(capsys, *train, *FCTL, "--spatial", "2", "--in-process")
+
+
+def test_the_published_presets_of_fctl(data, tmp_path):
+    """All that is published, but what is too large for a test."""
+    small = ["--encoder", "test_resnet", "--weights", "none", "--steps", "2", "--val-every", "2", "--crop", "41"]
+    out = ["--out", str(tmp_path / "r"), "--batch-size", "1"]
+    assert main(["train", *options(data), *small, *out, "--preset", "fctl-inria"]) == 0
+    configuration = RunRecord.read(tmp_path / "r" / "record.json").configuration
+    assert (configuration["loss"], configuration["lr"], configuration["schedule"]) == ("focal", 5e-5, "poly")
+    assert configuration["options"]["stages"] == "published" and configuration["options"]["contexts"] == [1, 2, 3]
+    assert (tmp_path / "r" / "context_3" / "best.ckpt").is_file()
+
+
+def test_ablate_from_the_command_line(tmp_path, capsys):
+    methods = ["contexts-1-2-3", "contexts-none", "refined-none"]
+    out = ["--out", str(tmp_path)]
+    assert main(["ablate", "fctl", "--quick", "--methods", *methods, *out]) == 0
+    shown = capsys.readouterr().out
+    assert "no context, masks refined" in shown and "logit sum" in shown
+    assert (tmp_path / "records" / "table.csv").is_file()
+    shutil.copytree(tmp_path / "records", tmp_path / "book" / "synthetic")
+    page = ablation_page(tmp_path / "book")
+    assert "## synthetic" in page and "| no context |" in page and "concatenation (seed 0)" in page
+    assert "there is no ablation of rest" in refused(capsys, "ablate", "rest", *out)
+    assert "refined starts from contexts-1-2-3" in refused(
+        capsys, "ablate", "fctl", "--quick", "--methods", "refined", *out
+    )

@@ -1,4 +1,4 @@
-"""One table of methods, one budget: cropping, downsampling, fusion, and the four interactions of REST.
+"""One table of methods, one budget: cropping, downsampling, fusion, contexts, and the four interactions of REST.
 
 Every method has the same encoder and decoder, sees the same number of pixels a step, the same steps, schedule and
 seeds, is selected on validation scenes labelled its own way, and is scored on whole test scenes. What can't be equal is
@@ -11,9 +11,10 @@ that have none. Tables, differences and the claim matrix are made of records alo
 import hashlib
 import multiprocessing
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -29,6 +30,7 @@ from rsseglab.evaluation.evaluate import index_reader
 from rsseglab.evaluation.seams import Placement
 from rsseglab.experiments.folds import merge_folds
 from rsseglab.experiments.global_local import fit_global_local, load_global_local
+from rsseglab.experiments.methods import fit_method, predict_by_crops
 from rsseglab.experiments.tables import read_records
 from rsseglab.inference import Cropping, predict_scene
 from rsseglab.inference.fusion import predict_decimated, predict_fusion
@@ -47,6 +49,9 @@ from rsseglab.training.ranks import Grid
 from rsseglab.training.records import RunRecord
 
 OVERLAPS = (0.0, 0.5)
+CROPPED = ("crops", "fusion", "contexts", "refined")  # kinds that label by crops
+NAMES = {"contexts": "fctl", "refined": "refinement"}  # methods of `rsseglab.training.networks` by kind
+EARLY_SHARE = 0.4  # of the steps, after which a segmenter is stopped whose masks are learnt from: 20 of 50 epochs
 BLOCK_PX = 256  # side of the bootstrap's blocks, in px of the scenes as they are on disk
 
 
@@ -56,10 +61,13 @@ class Method:
 
     Attributes:
         title: in tables.
-        kind: "crops", "downsampled", "fusion" or "scene" (a large window, cut in tiles).
+        kind: "crops", "downsampled", "fusion", "contexts", "refined" or "scene" (a large window, cut in tiles).
         interaction: of REST; None for the stock network.
         crop_px: side of what it trains on; the preset's crop or window when None.
-        stage: 2 where it goes on from the stock network's checkpoint of crops, early stages frozen.
+        stage: 2 where it waits for another method: it goes on from the stock network's checkpoint of crops, early
+            stages frozen; or it refines another's masks.
+        options: of FCtL.
+        of: the method whose masks are refined.
     """
 
     title: str
@@ -67,6 +75,8 @@ class Method:
     interaction: str | None = None
     crop_px: int | None = None
     stage: int = 1
+    options: Mapping[str, Any] | None = None
+    of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,14 +98,17 @@ class Preset:
         downsample: factor of the downsampled whole scene.
         downsampled_px: side of its crops.
         global_px: side of fusion's thumbnail.
+        contexts: scales of FCtL's.
         strides: that get a SPIM.
         heads: of SPIM.
+        loss: of training; a refinement has its own.
         lr: highest learning rate.
         augment: whether windows are flipped, turned and varied.
         context_px: of twin scenes: how far the key is at least. Most look-alike pixels are farther from it, so even
             where this is less than a crop's side, crops can answer for those few alone that share one with the key.
         seeds: of training.
         folds: protocols of the data set that are compared one by one, and whose test scenes are then scored together.
+        merging: of the crops whose masks are refined, one of `croppings`.
     """
 
     data: str
@@ -112,13 +125,16 @@ class Preset:
     downsample: int = 4
     downsampled_px: int = 128
     global_px: int = 256
+    contexts: tuple[float | str, ...] = (1, 2, 3)
     strides: tuple[int, ...] = (16, 32)
     heads: int = 8
+    loss: str = "ce+dice"
     lr: float = 1e-3
     augment: bool = True
     context_px: int = 0
     seeds: tuple[int, ...] = (0, 1, 2)
     folds: tuple[str, ...] = ()
+    merging: str = ""
 
     @property
     def methods(self) -> dict[str, Method]:
@@ -129,6 +145,9 @@ class Preset:
             "downsampled": Method("whole scene, downsampled", "downsampled"),
             # On twin scenes no thumbnail that a network takes (a multiple of 32 px) erases the keys in px as 8 does.
             **({} if self.context_px else {"fusion": Method("global-local fusion", "fusion", crop_px=self.crop_px)}),
+            "fctl": Method(
+                "FCtL: patches with contexts", "contexts", crop_px=self.crop_px, options={"contexts": self.contexts}
+            ),
             "rest-none": Method("REST: tiles alone", "scene", "none"),
             "rest-spim": Method("REST: tiles meet in SPIM", "scene", "spim"),
             "rest-exact": Method("REST: exact", "scene", "exact"),
@@ -143,12 +162,16 @@ class Preset:
             }
         return table
 
+    def croppings(self, side: int) -> dict[str, Cropping]:
+        """The ways to merge crops that a method is labelled by; the best on validation counts."""
+        return {f"overlap {overlap:g}": Cropping(side, overlap) for overlap in OVERLAPS}
+
 
 # The network sees 142 px far at most. On larger scenes (384 px) SPIM too finds the key, but not with every seed in so
 # few steps.
 TWINS = Preset(
     "twins", "test_resnet", "fcn", window_px=288, crop_px=128, crop_sizes=(128,), tiles="2x2", batch=3, steps=300,
-    downsample=8, downsampled_px=32, strides=(16,), heads=4, lr=3e-3, augment=False,
+    downsample=8, downsampled_px=32, contexts=(1, "scene"), strides=(16,), heads=4, lr=3e-3, augment=False,
 )  # fmt: skip
 PRESETS = {
     "quick": Preset(
@@ -198,29 +221,36 @@ def config_of(preset: Preset, method: Method, seed: int, folder: Path) -> TrainC
     """The training run of a method: the same pixels a step, steps, schedule and seed for each."""
     pixels = preset.batch * preset.window_px**2
     side = method.crop_px or (preset.downsampled_px if method.kind == "downsampled" else preset.window_px)
-    steps = preset.second_steps if method.stage == 2 else preset.steps
-    options = None
+    goes_on = method.stage == 2 and method.of is None
+    steps = preset.second_steps if goes_on else preset.steps
+    options = None if method.options is None else _plain(method.options)
     if method.interaction:
         options = {"interaction": method.interaction, "strides": list(preset.strides), "heads": preset.heads}
     return TrainConfig(
         encoder=preset.encoder,
         decoder=preset.decoder,
         weights="pretrained" if local_weights(preset.encoder) else None,
-        method="rest" if method.interaction else "stock",
+        method="rest" if method.interaction else NAMES.get(method.kind, "stock"),
         options=options,
-        init=str(_stage_one(preset, folder, seed)) if method.stage == 2 else None,
-        freeze_early=method.stage == 2,
+        init=str(_stage_one(preset, folder, seed)) if goes_on else None,
+        freeze_early=goes_on,
         spatial=preset.tiles if method.kind == "scene" else "1",
         in_process=True,
         steps=steps,
         batch_size=max(1, pixels // side**2),
         crop_px=side,
-        lr=preset.lr / 3 if method.stage == 2 else preset.lr,
+        lr=preset.lr / 3 if goes_on else preset.lr,
+        loss="focal" if method.kind == "refined" else preset.loss,
         val_every=max(1, steps // 5),
-        val_window_px=side if method.kind in ("crops", "fusion") else None,
+        val_window_px=side if method.kind in CROPPED else None,
         augment=preset.augment,
         seed=seed,
     )
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """As they come back from a checkpoint or a record."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
 
 
 def _stage_one(preset: Preset, folder: Path, seed: int) -> Path:
@@ -265,9 +295,9 @@ def run_method(
     config = config_of(preset, method, seed, folder)
     afresh = not (here / "last.ckpt").is_file()
     with Measure() as cost:
-        fitted = _train(preset, method, split, config, here)
+        fitted = _train(preset, method, split, config, here, seed)
     trained = (load_global_local if method.kind == "fusion" else load_checkpoint)(fitted.checkpoint)
-    ways = _ways(preset, method, trained)
+    ways = _ways(preset, method, trained, folder, seed)
     scored = {way: _score(preset, label, split.test, here / way) for way, label in ways.items()}
     chosen = _chosen(preset, method, ways, split, here)
     RunRecord(
@@ -282,7 +312,9 @@ def run_method(
                 "training_seconds": fitted.seconds,
                 "training_peak_mib": cost.peak_mib if afresh else None,  # of a part of the run
                 "parameters": fitted.parameters,
-                "gflops_per_mpx": _gflops(preset, method, trained, split.test[-1], chosen["way"]),
+                "gflops_per_mpx": None
+                if method.of
+                else _gflops(preset, method, trained, split.test[-1], chosen["way"]),
                 "pixels_seen": _pixels_seen(preset, method, config),
                 "checkpoint_sha256": hashlib.sha256(fitted.checkpoint.read_bytes()).hexdigest(),
             },
@@ -295,14 +327,19 @@ def run_method(
 
 
 def _pixels_seen(preset: Preset, method: Method, config: TrainConfig) -> int:
-    """Of training, the first stage and fusion's thumbnails included."""
+    """Of training; the first stage, fusion's thumbnails and contexts included."""
     seen = config.steps * config.batch_size * (config.crop_px or 0) ** 2
     first = preset.steps * preset.batch * preset.window_px**2 if method.stage == 2 else 0
     small = config.steps * config.batch_size * preset.global_px**2 if method.kind == "fusion" else 0
-    return seen + first + small
+    return seen * (1 + _wide(method)) + first + small
 
 
-def _train(preset: Preset, method: Method, split: Split, config: TrainConfig, folder: Path) -> TrainResult:
+def _wide(method: Method) -> int:
+    """How many contexts are seen beside a patch."""
+    return sum(scale != 1 for scale in (method.options or {}).get("contexts", ()))
+
+
+def _train(preset: Preset, method: Method, split: Split, config: TrainConfig, folder: Path, seed: int) -> TrainResult:
     resume = (folder / "last.ckpt").is_file()
     if method.kind == "fusion":
         return fit_global_local(
@@ -311,18 +348,37 @@ def _train(preset: Preset, method: Method, split: Split, config: TrainConfig, fo
     if method.kind == "downsampled":
         train, val = ([in_memory(decimated(s, preset.downsample)) for s in part] for part in (split.train, split.val))
         return fit(train, val, config, folder, resume, progress=False)
-    return fit(split.train, split.val, config, folder, resume, progress=False)
+    segmenter = _stopped_early(preset, method, split, folder, seed) if method.of else None
+    return fit_method(split.train, split.val, config, folder, resume, progress=False, segmenter=segmenter)
 
 
-def _ways(preset: Preset, method: Method, trained: TrainedNetwork) -> dict[str, Any]:
+def _stopped_early(preset: Preset, method: Method, split: Split, folder: Path, seed: int) -> Path:
+    """Checkpoint of the segmenter whose masks a refinement learns to mend: trained for a part of its steps."""
+    assert method.of is not None
+    its = preset.methods[method.of]
+    config = config_of(preset, its, seed, folder)
+    config = replace(config, steps=max(1, int(EARLY_SHARE * config.steps)))
+    place = folder / "segmenter"
+    resume = (place / "last.ckpt").is_file()
+    fit_method(split.train, split.val, config, place, resume, progress=False)
+    return place / "last.ckpt"
+
+
+def _ways(preset: Preset, method: Method, trained: TrainedNetwork, folder: Path, seed: int) -> dict[str, Any]:
     """The ways in which a trained method labels a scene: name -> function (scene, path) -> Prediction."""
     if method.kind == "downsampled":
         return {"whole": lambda s, path: predict_decimated(trained, s, preset.downsample, path, progress=False)}
-    croppings = {f"overlap {o:g}": Cropping(method.crop_px or preset.crop_px, o) for o in OVERLAPS}
+    croppings = preset.croppings(method.crop_px or preset.crop_px)
+    if method.of:  # the segmenter that was not stopped, its masks refined patch by patch and laid side by side
+        segmenter = load_checkpoint(folder / method.of / f"seed{seed}" / "best.ckpt")
+        merging = croppings[preset.merging] if preset.merging else next(iter(croppings.values()))
+        side_by_side = Cropping(merging.window_px, 0, "flat")
+        refine = partial(predict_by_crops, refiner=trained, refining=side_by_side, progress=False)
+        return {"whole": lambda s, p: refine(segmenter, s, p, merging)}
     if method.kind == "fusion":
         return {n: lambda s, p, c=c: predict_fusion(trained, s, p, c, progress=False) for n, c in croppings.items()}
-    if method.kind == "crops":
-        return {n: lambda s, p, c=c: predict_scene(trained, s, p, c, progress=False) for n, c in croppings.items()}
+    if method.kind in ("crops", "contexts"):
+        return {n: lambda s, p, c=c: predict_by_crops(trained, s, p, c, progress=False) for n, c in croppings.items()}
     grid = Grid.parse(preset.tiles)
     layout = Layout(grid.rows, grid.cols)
     ways: dict[str, Any] = {"whole": lambda s, path: predict_whole(trained, s, path, layout, progress=False)}
@@ -373,7 +429,7 @@ def _borders(preset: Preset, scene: Scene, path: Path) -> Placement | None:
 
 def _chosen(preset: Preset, method: Method, ways: dict[str, Any], split: Split, folder: Path) -> dict[str, Any]:
     """Of several ways the one that labels the validation scenes best, and all their scores; else the whole scene."""
-    if method.kind in ("scene", "downsampled"):
+    if method.kind in ("scene", "downsampled", "refined"):
         return {"way": "whole", "val_mean_iou": None, "scores": {}}
     scores = {}
     for way, label in ways.items():
@@ -400,10 +456,12 @@ def _gflops(preset: Preset, method: Method, trained: TrainedNetwork, scene: Scen
             network(torch.zeros(1, bands, *small))
         else:
             side = method.crop_px or preset.crop_px
-            cropping = Cropping(side, float(way.split()[1]))
+            cropping = preset.croppings(side)[way]
             windows = len(cropping.starts(scene.height)) * len(cropping.starts(scene.width))
             crop = torch.zeros(1, bands, side, side)
-            if method.kind == "fusion":
+            if method.kind == "contexts":  # the whole scene, where it is a context, is seen once and not by each window
+                network(crop, torch.zeros(1, _wide(method), bands, side, side))
+            elif method.kind == "fusion":
                 small_scene = torch.zeros(1, bands, preset.global_px, preset.global_px)
                 network(crop, small_scene, torch.tensor([[0.0, 0.0, 0.5, 0.5]]))
             else:
@@ -471,8 +529,10 @@ def compare(
     # The second stage starts from a checkpoint of the first, so it waits for all first ones.
     for stage in (1, 2):
         runs = [(n, s) for s in (seeds or what.seeds) for n in names if what.methods[n].stage == stage]
-        if stage == 2 and runs and f"crops-{what.crop_px}" not in names:
-            raise UserError(f"the second stage starts from crops-{what.crop_px}; compare that too.")
+        earlier = {what.methods[n].of or f"crops-{what.crop_px}": n for n, _ in runs} if stage == 2 else {}
+        for first, second in earlier.items():
+            if first not in names:
+                raise UserError(f"{second} starts from {first}; compare that too.")
         _run_all(what, runs, out, records, root, jobs)
     return records
 

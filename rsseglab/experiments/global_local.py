@@ -15,8 +15,7 @@ from torch.utils.data import Dataset
 
 from rsseglab.errors import UserError
 from rsseglab.inference.fusion import GlobalLocal, window_box
-from rsseglab.scenes.augment import Augmentation
-from rsseglab.scenes.datamodule import CropDataset, Sample, SceneDataModule, WindowDataset
+from rsseglab.scenes.datamodule import CropDataset, Sample, SceneDataModule, WindowDataset, place_of
 from rsseglab.scenes.scene import Scene
 from rsseglab.scenes.views import thumbnail
 from rsseglab.training.checkpoint import TrainedNetwork, load_state, trained_network
@@ -43,16 +42,10 @@ class GlobalLocalDataset(Dataset[Sample]):
 
         The box is top, left, bottom and right as fractions of the scene, see `rsseglab.inference.fusion.cut_out`.
         """
-        windows, augmentation, statistics = self.windows, Augmentation(), None
-        if isinstance(windows, CropDataset):
-            (scene, window), augmentation = windows.window(index), windows.augmentation(index)
-            statistics = windows.statistics
-        else:
-            scene, window = windows.items[index]
-        small = augmentation.move(self.thumbnails[scene])
-        small = small if statistics is None else augmentation.shade(small, *statistics)
+        scene, window, augmentation, shade = place_of(self.windows, index)
+        small = shade(augmentation.move(self.thumbnails[scene]))
         box = augmentation.move_box(window_box(*window, scene))
-        return {**windows[index], "scene": small, "box": torch.tensor(box)}
+        return {**self.windows[index], "scene": small, "box": torch.tensor(box)}
 
 
 class GlobalLocalDataModule(SceneDataModule):
@@ -108,21 +101,6 @@ class GlobalLocalTask(SceneSegmentationTask):
             h["backbone"], h["model"], h["num_classes"], h["in_channels"], global_px=h["global_px"], weights=weights
         )
         self.model = network.to(memory_format=torch.channels_last)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits (B, K, H, W) of the crops of the batch at hand, (B, bands, H, W)."""
-        logits: Tensor = self.model(image, *self._context)
-        return logits
-
-    def training_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """The step of a cropped network, with the scenes in view."""
-        self._context = batch["scene"], batch["box"]
-        return super().training_step(batch, batch_idx, dataloader_idx)
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Likewise."""
-        self._context = batch["scene"], batch["box"]
-        super().validation_step(batch, batch_idx, dataloader_idx)
 
 
 def fit_global_local(

@@ -6,6 +6,7 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -23,6 +24,9 @@ from rsseglab.experiments.tables import (
     whole_px,
 )
 from rsseglab.training.records import RunRecord
+
+if TYPE_CHECKING:
+    from rsseglab.experiments.compare import Preset
 
 HEAD = """\
 # Cropping, fusion, whole scene: what the records say
@@ -87,9 +91,9 @@ def conditions(records: Records) -> str:
     )
 
 
-def gaps(records: Records) -> str:
-    """One line: which runs are not recorded yet; empty where none is missing."""
-    runs = [f"{name} (seed {', '.join(map(str, seeds))})" for name, seeds in missing_runs(records).items()]
+def gaps(records: Records, kind: "type[Preset] | None" = None) -> str:
+    """One line: which runs are not recorded yet (see `missing_runs`); empty where none is missing."""
+    runs = [f"{name} (seed {', '.join(map(str, seeds))})" for name, seeds in missing_runs(records, kind).items()]
     return f"Not recorded yet: {'; '.join(runs)}." if runs else ""
 
 
@@ -122,9 +126,9 @@ def _section(name: str, records: Records) -> str:
     twins = preset_of_records(records)["data"] == "twins"
     score = "pair accuracy; guessing has 50 %" if twins else "mean IoU"
     parts = [f"## {name}", conditions(records), gaps(records), f"Score: {score}."]
-    parts.append(_markdown(shown(comparison_table(records)), "method"))
+    parts.append(markdown(shown(comparison_table(records)), "method"))
     if not twins and not (table := differences(records)).empty:
-        parts += ["Differences of mean IoU:", _markdown(differences_shown(table), "method")]
+        parts += ["Differences of mean IoU:", markdown(differences_shown(table), "method")]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -144,12 +148,12 @@ def _memory(folder: Path) -> list[str]:
         },
         index=[str(p) for p in ranks],
     )
-    return [MEMORY_HEAD, said + "\n", _markdown(table, "ranks") + "\n"]
+    return [MEMORY_HEAD, said + "\n", markdown(table, "ranks") + "\n"]
 
 
 def _claims(comparisons: Mapping[str, Records], benchmarks: Mapping[str, Mapping[str, Number]]) -> str:
     matrix = verdicts(comparisons, benchmarks)
-    parts = [CLAIMS_HEAD, _markdown(verdicts_shown(matrix), "claim")] if comparisons or benchmarks else [CLAIMS_HEAD]
+    parts = [CLAIMS_HEAD, markdown(verdicts_shown(matrix), "claim")] if comparisons or benchmarks else [CLAIMS_HEAD]
     for verdict, says in ((NOT_MEASURED, "Not decided by these records"), (NOT_TESTABLE, "Not testable here")):
         if its := [
             f"- {row['claim']} ({row['experiment']})" for _, row in matrix.iterrows() if row["verdict"] == verdict
@@ -158,7 +162,8 @@ def _claims(comparisons: Mapping[str, Records], benchmarks: Mapping[str, Mapping
     return "\n".join(parts) + "\n"
 
 
-def _markdown(table: pd.DataFrame, corner: str) -> str:
+def markdown(table: pd.DataFrame, corner: str) -> str:
+    """A table in Markdown, its index under the name of the corner."""
     rows = [[corner, *table.columns], ["---"] * (1 + len(table.columns))]
     rows += [[name, *cells] for name, cells in zip(table.index, table.to_numpy().tolist(), strict=True)]
     return "\n".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |" for row in rows)

@@ -13,11 +13,12 @@ import pandas as pd
 from rsseglab.errors import UserError
 from rsseglab.evaluation import PROTOCOLS, Evaluation, evaluate_scene, pool
 from rsseglab.evaluation.protocols import score
+from rsseglab.experiments.methods import fit_method
 from rsseglab.scenes.manifest import load_manifest
 from rsseglab.scenes.raster import read_legend, read_tags
 from rsseglab.scenes.scene import Scene
 from rsseglab.scenes.views import single_class
-from rsseglab.training.fit import TrainConfig, TrainResult, fit
+from rsseglab.training.fit import TrainConfig, TrainResult
 from rsseglab.training.records import RunRecord
 
 
@@ -28,6 +29,7 @@ def train_and_record(
     out: Path,
     resume: bool = False,
     one_class: Sequence[str] = (),
+    segmenter: Path | None = None,
 ) -> TrainResult:
     """Train on a data set's split ``train``, select on ``val``, and write ``record.json`` beside the checkpoints.
 
@@ -38,6 +40,7 @@ def train_and_record(
         out: folder for checkpoints, log and record.
         resume: go on from ``out/last.ckpt``.
         one_class: names of classes; where given, these as one class against all others are learnt.
+        segmenter: checkpoint whose masks a refinement learns to mend.
 
     Raises:
         UserError: data, settings or disk are wrong.
@@ -45,7 +48,7 @@ def train_and_record(
     manifest = load_manifest(data)
     start = perf_counter()
     train, val = (as_one_class(manifest.scenes(split, root), one_class) for split in ("train", "val"))
-    result = fit(train, val, config, out, resume)
+    result = fit_method(train, val, config, out, resume, segmenter=segmenter)
     if os.environ.get("RANK", "0") != "0":  # one of torchrun's ranks: the first one writes
         return result
     RunRecord(
@@ -54,6 +57,7 @@ def train_and_record(
             "data": manifest.name,
             "manifest_sha256": manifest.sha256,
             "single_class": list(one_class),
+            "segmenter": None if segmenter is None else segmenter.name,
             **asdict(config),
         },
         metrics={"pooled": {"val_mean_iou": result.val_mean_iou, "parameters": result.parameters}, "scenes": {}},

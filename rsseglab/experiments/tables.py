@@ -7,7 +7,7 @@ overlaps, by the mean over seeds of its score on validation scenes.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,9 @@ from rsseglab.experiments.claims import CLAIMS, ONE_SEED, Number, claim_matrix
 from rsseglab.scenes.manifest import load_protocol
 from rsseglab.training.records import RunRecord
 
+if TYPE_CHECKING:
+    from rsseglab.experiments.compare import Preset
+
 Records = dict[str, dict[int, RunRecord]]  # method -> seed -> record
 
 BEST_CROPS = "best crops"
@@ -28,6 +31,7 @@ ORDER = (
     "crops+spim",
     "downsampled",
     "fusion",
+    "fctl",
     "rest-none",
     "rest-spim",
     "rest-exact",
@@ -38,6 +42,9 @@ ORDER = (
 DIFFERENCES = {
     "spim_minus_best_crops_miou": ("rest-spim", BEST_CROPS),
     "spim_minus_fusion_miou": ("rest-spim", "fusion"),
+    "fctl_minus_best_crops_miou": ("fctl", BEST_CROPS),
+    "fctl_minus_fusion_miou": ("fctl", "fusion"),
+    "spim_minus_fctl_miou": ("rest-spim", "fctl"),
     "spim_minus_none_miou": ("rest-spim", "rest-none"),
     "spim_minus_control_miou": ("two-stage-spim", "two-stage-control"),
     "spim_whole_minus_windows_miou": ("rest-spim", SPIM_WINDOWS),
@@ -67,7 +74,8 @@ def read_records(folder: Path) -> Records:
     if not records:
         raise UserError(f"there is no record of a comparison in {folder}; run 'rsseglab compare' first.")
     presets = [r.configuration["preset"] for seeds in records.values() for r in seeds.values()]
-    if any(preset != presets[0] for preset in presets):
+    # A setting that an older record does not name did not exist then, and so is none of its method's.
+    if any(preset[key] != presets[0][key] for preset in presets for key in preset.keys() & presets[0].keys()):
         raise UserError(f"{folder} holds records of several comparisons; keep each in a folder of its own.")
     return dict(records)
 
@@ -85,11 +93,16 @@ def read_comparisons(folder: Path) -> dict[str, Records]:
     return {path.parent.name: read_records(path.parent) for path in sorted(folder.glob("*/*_seed*.json"))}
 
 
-def missing_runs(records: Records) -> dict[str, list[int]]:
-    """Methods of a comparison's own table, and the seeds of its own that have no record yet."""
+def missing_runs(records: Records, kind: "type[Preset] | None" = None) -> dict[str, list[int]]:
+    """Methods of a comparison's own table, and the seeds of its own that have no record yet.
+
+    Args:
+        records: of one comparison.
+        kind: of comparison; `rsseglab.experiments.compare.Preset` if not given.
+    """
     from rsseglab.experiments.compare import Preset
 
-    preset = Preset(**preset_of_records(records))
+    preset = (kind or Preset)(**preset_of_records(records))
     gaps = {name: [s for s in preset.seeds if s not in records.get(name, {})] for name in preset.methods}
     return {name: seeds for name, seeds in gaps.items() if seeds}
 
@@ -125,7 +138,8 @@ def way_of(seeds: Mapping[int, RunRecord]) -> str:
     return max(scores, key=lambda way: scores[way]) if scores else "whole"
 
 
-def _runs(records: Records, method: str, seeds: Sequence[int], way: str | None = None) -> list[list[BlockCounts]]:
+def runs_of(records: Records, method: str, seeds: Sequence[int], way: str | None = None) -> list[list[BlockCounts]]:
+    """Block counts of each scene, for each of the seeds of a method, labelled by a way or by its best."""
     runs = []
     for seed in seeds:
         scenes = records[method][seed].metrics["scenes"][way or way_of(records[method])]["scenes"]
@@ -170,7 +184,7 @@ def _score(records: Records, method: str) -> Number:
     seeds = records[method]
     if preset_of_records(records)["data"] == "twins":
         return _pair_accuracy(seeds)
-    return _number(mean_iou_interval(_runs(records, method, list(seeds))))
+    return _number(mean_iou_interval(runs_of(records, method, list(seeds))))
 
 
 def _number(estimate: Estimate) -> Number:
@@ -201,7 +215,7 @@ def differences(records: Records) -> pd.DataFrame:
         seeds = sorted(records[first.method].keys() & records[second.method].keys())
         if not seeds:
             continue
-        estimate = mean_iou_difference(*(_runs(records, side.method, seeds, side.way) for side in (first, second)))
+        estimate = mean_iou_difference(*(runs_of(records, side.method, seeds, side.way) for side in (first, second)))
         rows[measure] = {
             "first": first.title,
             "second": second.title,
@@ -335,7 +349,7 @@ def window_curve(records: Records, dataset: str) -> pd.DataFrame:
                 side = first.configuration["crop_px"]
             else:
                 continue
-            estimate = mean_iou_interval(_runs(records, method, list(seeds), way))
+            estimate = mean_iou_interval(runs_of(records, method, list(seeds), way))
             name = "crops, each size trained" if method.startswith("crops-") else first.metrics["pooled"]["title"]
             rows.append(
                 {"dataset": dataset, "method": name, "test_px": side}

@@ -31,6 +31,17 @@ EDGES = ("pad", "clip")
 Context = tuple[NDArray[np.float32], NDArray[np.bool_]]  # image (bands, px, px), 0 without data; where it is valid
 
 
+def check_scales(scales: Sequence[float | str]) -> None:
+    """Whether contexts are no smaller than their patch.
+
+    Raises:
+        UserError: a scale is less than 1, or no number and not the whole scene.
+    """
+    for scale in scales:
+        if scale != GLOBAL and not (isinstance(scale, int | float) and scale >= 1):
+            raise UserError(f"a context of scale {scale} is smaller than its patch; give 1 or more, or '{GLOBAL}'.")
+
+
 class Contexts:
     """Reads the contexts of a scene's patches.
 
@@ -54,9 +65,7 @@ class Contexts:
                 f"scene {scene.name} is {scene.width} x {scene.height} px, smaller than a patch of {patch_px} px; "
                 "choose smaller patches."
             )
-        for scale in scales:
-            if scale != GLOBAL and not (isinstance(scale, int | float) and scale >= 1):
-                raise UserError(f"a context of scale {scale} is smaller than its patch; give 1 or more, or '{GLOBAL}'.")
+        check_scales(scales)
         self.scene, self.patch_px, self.scales, self.edge = scene, patch_px, tuple(scales), edge
 
     def boxes(self, patch: Window) -> list[Window]:

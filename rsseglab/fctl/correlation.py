@@ -91,6 +91,40 @@ class LocalityAwareCorrelation(nn.Module):
             )
 
 
+class Concatenation(nn.Module):
+    r"""The ablation's other way: what the patch and its context show, side by side, whatever resembles what.
+
+    .. math:: \bar X = W [X^{local}, X^{context}]
+
+    with a 1 x 1 convolution W that starts near 0, as the correlation's does. "Naive local-global feature concatenation"
+    is all that the paper says of it (section 4.4); this is the smallest such form.
+
+    Args:
+        dim: channels C of both maps.
+
+    Shapes:
+        local and context (B, C, H, W), of one size; output the same.
+
+    Raises:
+        UserError: the sizes differ.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(2 * dim, dim, 1, bias=False)
+        nn.init.normal_(self.mix.weight, std=0.01)
+
+    def forward(self, local: Tensor, context: Tensor) -> Tensor:
+        """Both maps, mixed."""
+        if local.shape != context.shape:
+            raise UserError(
+                f"the patch's map {list(local.shape)} and the context's {list(context.shape)} are laid side by side, "
+                "so their sizes must agree; resize one."
+            )
+        mixed: Tensor = self.mix(torch.cat([local, context], 1))
+        return mixed
+
+
 def _positions(x: Tensor) -> Tensor:
     """A map (B, C, H, W) as a sequence (B, H W, C)."""
     return x.flatten(2).transpose(1, 2)

@@ -13,6 +13,11 @@ from tqdm.auto import tqdm
 
 from rsseglab.errors import UserError
 from rsseglab.inference.windows import BLENDS, PLACEMENTS, blend_weights, stride_px, window_starts
+from rsseglab.scenes.raster import Window
+
+MERGES = ("logits", "probabilities")
+TINY = 1e-30  # a probability that has a logarithm
+Label = Callable[[Tensor, Sequence[Window]], Tensor]  # of windows (B, bands, h, w), at places on the scene
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,8 @@ class Cropping:
         blend: "flat", "linear", "hann" or "gaussian", see `blend_weights`.
         placement: "flush" or "even", see `window_starts`.
         batch_size: windows at a time.
+        merge: what is blended: "logits", or "probabilities".
+        step_px: what the side is a multiple of, as most networks want it; 1 for networks that take any.
     """
 
     window_px: int = 512
@@ -32,14 +39,16 @@ class Cropping:
     blend: str = "hann"
     placement: str = "flush"
     batch_size: int = 4
+    merge: str = "logits"
+    step_px: int = 32
 
     def __post_init__(self) -> None:
         stride_px(self.window_px, self.overlap)
-        if not 0 < self.window_px < 2**16 or self.window_px % 32:
-            raise UserError(f"window is {self.window_px} px; it must be a multiple of 32, such as 512.")
+        if not 0 < self.window_px < 2**16 or self.window_px % self.step_px:
+            raise UserError(f"window is {self.window_px} px; it must be a multiple of {self.step_px}, such as 512.")
         if self.batch_size < 1:
             raise UserError(f"batch size is {self.batch_size}; it must be at least 1.")
-        for name, known in (("blend", BLENDS), ("placement", PLACEMENTS)):
+        for name, known in (("blend", BLENDS), ("placement", PLACEMENTS), ("merge", MERGES)):
             if getattr(self, name) not in known:
                 raise UserError(f"unknown {name} '{getattr(self, name)}'; choose one of {', '.join(known)}.")
 
@@ -54,7 +63,7 @@ class Cropping:
 
 
 def crop_and_merge(
-    network: nn.Module,
+    network: nn.Module | Label,
     read: Callable[[int, int], Tensor],
     height: int,
     width: int,
@@ -66,8 +75,11 @@ def crop_and_merge(
 
     .. math:: y_p = \sum_{w \ni p} \omega_w(p)\, f(x|_w)_p \Big/ \sum_{w \ni p} \omega_w(p)
 
+    or, where probabilities are blended, the logarithm of such a mean of :math:`\mathrm{softmax} f`.
+
     Args:
-        network: from an image (B, bands, h, w) to logits (B, K, h, w), in eval mode.
+        network: from an image (B, bands, h, w) to logits (B, K, h, w), in eval mode; or a function of such windows
+            and their places, for networks that look at more of the scene.
         read: ``read(row, stop)`` gives the normalised rows, shape (bands, stop - row, width); read once each, but
             for those that overlapping windows share.
         height: of the scene, in px.
@@ -94,7 +106,9 @@ def crop_and_merge(
             strip = _padded(read(row, min(row + side, height)), side, padded)
             for i in range(0, len(cols), cropping.batch_size):
                 batch = cols[i : i + cropping.batch_size]
-                outputs = _forward(network, strip, batch, side, done)
+                places = [Window(row, col, side, side) for col in batch]
+                outputs = _forward(network, strip, places, done)
+                outputs = outputs.softmax(1) if cropping.merge == "probabilities" else outputs
                 if logits is None:
                     logits = outputs.new_zeros(outputs.shape[1], side, padded)
                 for col, output in zip(batch, outputs, strict=True):
@@ -103,16 +117,16 @@ def crop_and_merge(
             total += norm
             assert logits is not None
             finished = following - row
-            band = logits[:, :finished] / total[:finished]
-            yield row, band[:, : height - row, :width]
+            band = (logits[:, :finished] / total[:finished])[:, : height - row, :width]
+            yield row, band.clamp(min=TINY).log() if cropping.merge == "probabilities" else band
             logits, total = _shifted(logits, finished), _shifted(total, finished)
 
 
-def _forward(network: nn.Module, strip: Tensor, cols: Sequence[int], side: int, device: torch.device) -> Tensor:
-    windows = torch.stack([strip[:, :, col : col + side] for col in cols]).to(device)
+def _forward(network: nn.Module | Label, strip: Tensor, places: Sequence[Window], device: torch.device) -> Tensor:
+    windows = torch.stack([strip[:, :, place.col : place.col + place.width] for place in places]).to(device)
     windows = windows.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
-        output: Tensor = network(windows)
+        output: Tensor = network(windows) if isinstance(network, nn.Module) else network(windows, places)
     return output
 
 

@@ -23,7 +23,7 @@ from rsseglab.inference.predict import (
     read_normalized,
     write_prediction,
 )
-from rsseglab.scenes.raster import BLOCK_PX
+from rsseglab.scenes.raster import BLOCK_PX, Window
 from rsseglab.scenes.scene import Scene
 from rsseglab.scenes.views import decimated, thumbnail
 from rsseglab.training.checkpoint import TrainedNetwork
@@ -78,6 +78,9 @@ class GlobalLocal(nn.Module):
         Chen, Jiang, Wang, Cui, Qian, "Collaborative global-local networks for memory-efficient segmentation of
         ultra-high resolution images", CVPR 2019.
     """
+
+    #: Of a batch, beside the image: see `forward`.
+    reads = ("scene", "box")
 
     def __init__(
         self,
@@ -221,33 +224,21 @@ def predict_fusion(
     network = trained.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def read(row: int, stop: int) -> Tensor:
-        # A window's place travels with it as two more bands: row and column of each pixel.
-        place = torch.meshgrid(torch.arange(row, stop), torch.arange(scene.width), indexing="ij")
-        return torch.cat([read_normalized(trained, scene, row, stop), torch.stack(place)])
+        return read_normalized(trained, scene, row, stop)
 
     def bands() -> Bands:
         with torch.no_grad():
             maps = network.look(scene_thumbnail(trained, scene, network.global_px).to(device))
-        placed = _Placed(network, maps, scene)
+
+        def label(windows: Tensor, places: Sequence[Window]) -> Tensor:
+            box = windows.new_tensor([window_box(*place, scene) for place in places])
+            return network.label(windows, maps, box)
+
         title = f"labelling {scene.name}" if progress else None
-        yield from crop_and_merge(placed, read, scene.height, scene.width, cropping, device, title)
+        yield from crop_and_merge(label, read, scene.height, scene.width, cropping, device, title)
 
     tags = {"global_px": str(network.global_px), **placement_tags(cropping, scene)}
     return write_prediction(bands(), trained, scene, path, tags, probabilities, device)
-
-
-class _Placed(nn.Module):
-    """The local stream on windows that tell their place in their last two bands."""
-
-    def __init__(self, network: GlobalLocal, maps: list[Tensor], scene: Scene) -> None:
-        super().__init__()
-        self.network, self.maps, self.scene = network, maps, scene
-
-    def forward(self, windows: Tensor) -> Tensor:
-        *_, height, width = windows.shape
-        corners = windows[:, -2:, 0, 0].tolist()
-        box = windows.new_tensor([window_box(row, col, height, width, self.scene) for row, col in corners])
-        return self.network.label(windows[:, :-2], self.maps, box)
 
 
 def predict_decimated(

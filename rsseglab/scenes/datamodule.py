@@ -54,6 +54,7 @@ class CropDataset(Dataset[Sample]):
         fill: see `read_sample`.
         statistics: mean and standard deviation of each band, by which crops are augmented; as they are when not given.
         part: which part of an augmented crop is read, see `Part`; all of it when not given.
+        shades: whether augmentation varies brightness and contrast too.
 
     Raises:
         UserError: a scene is smaller than a crop.
@@ -68,6 +69,7 @@ class CropDataset(Dataset[Sample]):
         *,
         statistics: tuple[Tensor, Tensor] | None = None,
         part: Part | None = None,
+        shades: bool = True,
     ) -> None:
         for scene in scenes:
             if crop_px is not None and min(scene.height, scene.width) < crop_px:
@@ -76,7 +78,7 @@ class CropDataset(Dataset[Sample]):
                     f"train with --crop {min(scene.height, scene.width) // 32 * 32} or less."
                 )
         self.scenes, self.crop_px, self.seed, self.fill = list(scenes), crop_px, seed, fill
-        self.statistics, self.part = statistics, part
+        self.statistics, self.part, self.shades = statistics, part, shades
         areas = np.array([scene.height * scene.width for scene in scenes], dtype=float)
         self._share = areas / areas.sum()
 
@@ -92,7 +94,10 @@ class CropDataset(Dataset[Sample]):
 
     def augmentation(self, index: int) -> Augmentation:
         """What is done to crop ``index``."""
-        return AS_IT_IS if self.statistics is None else Augmentation.draw(self.seed, index, bool(self.crop_px))
+        if self.statistics is None:
+            return AS_IT_IS
+        drawn = Augmentation.draw(self.seed, index, bool(self.crop_px))
+        return drawn if self.shades else Augmentation(drawn.turns, drawn.flip)
 
     def __len__(self) -> int:
         return 2**62  # as many as asked for; the sampler says which
@@ -149,6 +154,21 @@ def read_part(
     sample = read_sample(scene, Window(window.row + row, window.col + col, rows, cols), fill, shade)
     sample = {key: augmentation.move(pixels) for key, pixels in sample.items()}
     return {**sample, "size": torch.tensor([height, width])} if part else sample
+
+
+def place_of(
+    windows: "CropDataset | WindowDataset", index: int
+) -> tuple[Scene, Window, Augmentation, Callable[[Tensor], Tensor]]:
+    """Where a sample lies, how it is moved, and how its pixels are shaded: for what is read beside it.
+
+    Returns:
+        Its scene and its window there; the augmentation; what brightness and contrast make of an image (bands, H, W).
+    """
+    if isinstance(windows, WindowDataset):
+        return (*windows.items[index], AS_IT_IS, lambda image: image)
+    augmentation, statistics = windows.augmentation(index), windows.statistics
+    shade = (lambda image: augmentation.shade(image, *statistics)) if statistics else (lambda image: image)
+    return (*windows.window(index), augmentation, shade)
 
 
 def _padded(scene: Scene) -> Window:

@@ -128,10 +128,13 @@ class RasterSource:
             Pixels (count, height, width) in the source's dtype, and where they are valid, (height, width); None where
             the file does not say itself which pixels hold no data.
         """
-        if not self.has_alpha and self.nodata != _open_raster(self.path).nodata:
+        own = _open_raster(self.path).nodata
+        if not self.has_alpha and self.nodata != own and not (self.nodata != self.nodata and own != own):  # both NaN
             return None
         small = {"resampling": Resampling.average}
         pixels = self._call("read", list(self.bands), window, out_shape=(self.count, height, width), **small)
+        if not self.has_alpha and self.nodata is None:  # GDAL would average a mask of ones in full resolution
+            return pixels, np.ones((height, width), dtype=bool)
         valid = self._call("dataset_mask", None, window, out_shape=(height, width), **small) > 0
         return pixels, np.asarray(valid)
 

@@ -7,6 +7,7 @@ downsampled scene that is trained on is best kept: ``in_memory(decimated(scene, 
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -240,6 +241,23 @@ def _is_one_of(scene: Scene, chosen: Sequence[int], window: Window) -> Indices:
     return table[scene.read_label(window)]
 
 
+def with_image(scene: Scene, image: Source | Path, bands: Sequence[str]) -> Scene:
+    """The scene's label, name and classes with another image on its grid, such as a map of probabilities.
+
+    Args:
+        scene: with or without a label.
+        image: a raster of the scene's size, or its path.
+        bands: names of its bands.
+
+    Raises:
+        UserError: the image is of another size, or lies elsewhere.
+    """
+    return Scene(
+        image, scene._label, scene.classes, scene.ignore_values, name=scene.name, bands=bands, gsd_m=scene.gsd_m,
+        label_encoding=scene.label_encoding,
+    )  # fmt: skip
+
+
 class _LabelView:
     """A label computed from another scene's, on the grid of an image, as the numbers of the given classes."""
 
@@ -377,7 +395,7 @@ def read_small(scene: Scene, window: Window, height: int, width: int) -> tuple[N
         parts = [_small(source, inside, *size) for source in scene._images]
         valid[rows, cols] = np.logical_and.reduce([part for _, part in parts])
         pixels[:, rows, cols] = np.concatenate([part for part, _ in parts])
-        pixels *= valid
+        pixels[:, ~valid] = 0  # NaN, where that says that there is no data
     return pixels, valid
 
 

@@ -30,6 +30,7 @@ class TrainedNetwork:
         gsd_m: ground sampling distance in metres, where known.
         encoder: its name.
         decoder: its name.
+        method: whose network it is, see `rsseglab.training.networks`.
     """
 
     network: nn.Module
@@ -42,6 +43,7 @@ class TrainedNetwork:
     gsd_m: float | None
     encoder: str
     decoder: str
+    method: str = "stock"
 
     def check_fits(self, scene: Scene) -> None:
         """Whether the network can label a scene.
@@ -161,6 +163,7 @@ def trained_network(state: dict[str, Any], network: nn.Module) -> TrainedNetwork
         gsd_m=meta["gsd_m"],
         encoder=h["backbone"],
         decoder=h["model"],
+        method=h.get("method", "stock"),
     )
 
 

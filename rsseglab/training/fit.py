@@ -30,7 +30,7 @@ from rsseglab.scenes.scene import Scene, fingerprint
 from rsseglab.spatial import Layout
 from rsseglab.training.checkpoint import describe, load_checkpoint, load_state
 from rsseglab.training.losses import LOSSES
-from rsseglab.training.networks import METHODS, load_weights_of
+from rsseglab.training.networks import ANY_SIZE, METHODS, load_weights_of
 from rsseglab.training.ranks import Grid, Ranks, check_same, join_ranks
 from rsseglab.training.task import SceneSegmentationTask
 
@@ -53,13 +53,13 @@ class TrainConfig:
         in_process: whether this process holds all tiles instead: a laptop, a single GPU.
         steps: length of the run.
         batch_size: crops a step, of each data group.
-        crop_px: side of a crop, a multiple of 32; ``None`` for whole scenes.
+        crop_px: side of a crop, a multiple of 32 but for methods that take any; ``None`` for whole scenes.
         lr: highest learning rate.
         weight_decay: of AdamW.
         schedule: "cosine", "poly" or "linear".
         warmup_steps: steps over which the rate grows; a tenth of the run, at most 20, when not given.
         clip: norm that the gradient, of all parameters and ranks together, is cut down to; not when not given.
-        loss: "ce", "dice" or "ce+dice".
+        loss: "ce", "dice", "ce+dice" or "focal".
         val_every: steps between two validations.
         val_window_px: side of a validation window; ``None`` for whole scenes.
         augment: whether crops are flipped, turned and varied in brightness and contrast.
@@ -102,10 +102,11 @@ class TrainConfig:
         for name in ("seed", "num_workers", "weight_decay"):
             if not 0 <= getattr(self, name) < 2**31:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be neither negative nor huge.")
+        step_px = 1 if self.method in ANY_SIZE else 32
         for name in ("crop_px", "val_window_px"):
             side = getattr(self, name)
-            if side is not None and (not 0 < side < 2**16 or side % 32):
-                raise UserError(f"{name} is {side}; it must be a multiple of 32, such as 256.")
+            if side is not None and (not 0 < side < 2**16 or side % step_px):
+                raise UserError(f"{name} is {side}; it must be a multiple of {step_px}, such as 256.")
         if self.clip is not None and not self.clip > 0:
             raise UserError(f"clip is {self.clip}; it must be greater than 0, such as 1.")
         Grid.parse(self.spatial)
@@ -241,7 +242,7 @@ def _fit(
         check_same(settings["metadata"]["scenes"], "pixels or labels in the scenes")
     task = SceneSegmentationTask(**settings)
     task.layout, task.group = layout, ranks.group if ranks else 0
-    _start_from(task.model, config, resumed=(folder / "last.ckpt").is_file())
+    start_from(task.model, config, resumed=(folder / "last.ckpt").is_file())
     return run_fit(task, data, config, folder, resume, progress)
 
 
@@ -286,8 +287,17 @@ def _options(config: TrainConfig, scene: Scene) -> dict[str, Any]:
     return options
 
 
-def _start_from(network: Any, config: TrainConfig, resumed: bool) -> None:
-    """Take the first stage's weights, unless the run goes on with its own; freeze what the second does not train."""
+def start_from(network: Any, config: TrainConfig, resumed: bool) -> None:
+    """Take the first stage's weights, unless the run goes on with its own; freeze what the second does not train.
+
+    Args:
+        network: of the second stage.
+        config: the run.
+        resumed: whether the run goes on with its own weights.
+
+    Raises:
+        UserError: the first stage is of another network, or the method has no early stages.
+    """
     if config.init is not None and not resumed:
         earlier = load_checkpoint(config.init).network
         if hasattr(network, "load_baseline"):

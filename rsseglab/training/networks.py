@@ -16,7 +16,11 @@ from rsseglab.errors import UserError
 METHODS = {
     "stock": ("rsseglab.decoders", "create_network"),
     "rest": ("rsseglab.rest.model", "create_rest"),
+    "fctl": ("rsseglab.fctl.model", "create_fctl"),
+    "refinement": ("rsseglab.fctl.refinement", "create_refinement"),
 }
+#: Methods whose networks take windows of any size; all others want multiples of 32 px.
+ANY_SIZE = ("fctl", "refinement")
 
 
 def build_network(

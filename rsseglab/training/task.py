@@ -38,7 +38,7 @@ class SceneSegmentationTask(SemanticSegmentationTask):
         weights: of the encoder, see `rsseglab.encoders`.
         in_channels: number of bands.
         num_classes: number of classes K.
-        loss: "ce", "dice" or "ce+dice".
+        loss: "ce", "dice", "ce+dice" or "focal".
         ignore_index: label of the pixels that do not count.
         lr: highest learning rate.
         weight_decay: of AdamW.
@@ -125,9 +125,9 @@ class SceneSegmentationTask(SemanticSegmentationTask):
         schedule = LambdaLR(optimizer, lambda s: rate(s, h["steps"], h["warmup_steps"], h["schedule"]))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits (B, K, H, W) of a normalised image (B, bands, H, W)."""
-        logits: Tensor = self.model(image.contiguous(memory_format=torch.channels_last))
+    def forward(self, image: Tensor, *beside: Tensor) -> Tensor:
+        """Logits (B, K, H, W) of a normalised image (B, bands, H, W), and of what else the network reads."""
+        logits: Tensor = self.model(image.contiguous(memory_format=torch.channels_last), *beside)
         return logits
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -160,7 +160,7 @@ class SceneSegmentationTask(SemanticSegmentationTask):
 
     def _step(self, stage: str, batch: Any) -> Tensor:
         image, label = self._scene(batch, "image"), self._scene(batch, "mask")
-        logits = self(image)
+        logits = self(image, *(batch[key] for key in getattr(self.model, "reads", ())))
         loss: Tensor = self.criterion(logits, label)
         metrics = getattr(self, f"{stage}_metrics")
         for its_logits, its_label in zip(_tiles(logits), _tiles(label), strict=True):

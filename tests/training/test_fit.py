@@ -184,7 +184,7 @@ def test_rates():
         ({"seed": 2**60}, "seed is"),
         ({"crop_px": 100}, "crop_px is 100; it must be a multiple of 32"),
         ({"schedule": "step"}, "unknown schedule 'step'; choose one of cosine, poly"),
-        ({"loss": "focal"}, "unknown loss 'focal'"),
+        ({"loss": "huber"}, "unknown loss 'huber'"),
         ({"precision": "foo"}, "unknown precision 'foo'"),
         ({"seed": -1}, "seed is -1"),
     ],

@@ -1,0 +1,237 @@
+"""What each part of a paper's method is worth: the method without it, on one budget.
+
+FCtL's own tables, at a size for a CPU: which contexts (Table 3), how wide (Table 4), how they are fused (Table 5), how
+patches are merged (Table 6), and concatenation in the place of the correlation (section 4.4). Two controls that the
+paper does not have: three streams of self-attention, which have as many parameters as three contexts; and a refinement
+of the masks of the network without contexts. A run and its record are those of `rsseglab.experiments.compare`.
+
+``python -m rsseglab.experiments.ablate book/records/ablate/fctl > book/ablation_fctl.md`` writes the book's page.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rsseglab.errors import UserError
+from rsseglab.evaluation import mean_iou_difference, mean_iou_interval
+from rsseglab.experiments.compare import Method, Preset
+from rsseglab.experiments.page import gaps, markdown
+from rsseglab.experiments.tables import Records, preset_of_records, read_records, runs_of, way_of
+from rsseglab.inference import Cropping
+
+WHOLE = "contexts-1-2-3"  # the method with all its parts
+NONE = "contexts-none"
+
+
+@dataclass(frozen=True)
+class FCtLAblation(Preset):
+    """FCtL with its parts left out or replaced; see `Preset` for the settings."""
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        """By the table of the paper that they stand in, then by what is changed."""
+
+        def of(title: str, **options: Any) -> Method:
+            return Method(title, "contexts", crop_px=self.crop_px, options={"contexts": (1, 2, 3)} | options)
+
+        def refined(title: str, name: str) -> Method:
+            return Method(title, "refined", crop_px=self.crop_px, stage=2, options={"contexts": (2,)}, of=name)
+
+        return {
+            WHOLE: of("all: contexts 1, 2, 3"),
+            NONE: of("no context", contexts=()),
+            "contexts-1": of("context 1, the patch itself", contexts=(1,)),
+            "contexts-2": of("context 2", contexts=(2,)),
+            "contexts-3": of("context 3", contexts=(3,)),
+            "contexts-2-3": of("contexts 2 and 3", contexts=(2, 3)),
+            "contexts-1-1-1": of("the patch itself, three times", contexts=(1, 1, 1)),
+            "contexts-1-2-4": of("contexts 1, 2, 4", contexts=(1, 2, 4)),
+            "contexts-1-1.5-3": of("contexts 1, 1.5, 3", contexts=(1, 1.5, 3)),
+            "concatenation": of("concatenated, not correlated", correlation="concatenation"),
+            "fusion-mean": of("fused by the mean", fusion="mean"),
+            "fusion-constant": of("fused by constants", fusion="constant"),
+            "refined": refined("all, masks refined", WHOLE),
+            "refined-none": refined("no context, masks refined", NONE),
+        }
+
+    def croppings(self, side: int) -> dict[str, Cropping]:
+        """The paper's three ways to merge patches; neighbours share 120 of 508 px."""
+        shared = 120 / 508
+        return {
+            "montage": Cropping(side, 0, "flat"),
+            "averaging": Cropping(side, shared, "flat", "even", merge="probabilities"),
+            "logit sum": Cropping(side, shared, "flat", "even"),
+        }
+
+
+ABLATIONS: dict[str, dict[str, FCtLAblation]] = {
+    "fctl": {
+        "quick": FCtLAblation(
+            "synthetic", decoder="fcn", decimate=4, window_px=64, crop_px=64, steps=4, seeds=(0,), loss="focal",
+            merging="averaging",
+        ),
+        "synthetic": FCtLAblation(
+            "synthetic", decoder="fcn", decimate=2, window_px=256, crop_px=128, steps=150, loss="focal",
+            merging="averaging",
+        ),
+        "dubai": FCtLAblation(
+            "dubai", decoder="fcn", decimate=4, window_px=256, crop_px=128, steps=150, loss="focal",
+            merging="averaging",
+        ),
+        "oam_buildings": FCtLAblation(
+            "oam_buildings", decoder="fcn", decimate=4, window_px=256, crop_px=128, steps=150, loss="focal",
+            merging="averaging",
+        ),
+    }
+}  # fmt: skip
+
+
+def ablation_of(paper: str, data: str, quick: bool = False) -> FCtLAblation:
+    """The ablation of a paper's method on a data set.
+
+    Raises:
+        UserError: there is none.
+    """
+    name = "quick" if quick else data
+    if name not in ABLATIONS.get(paper, {}):
+        known = ", ".join(f"{p} on {d}" for p, sets in ABLATIONS.items() for d in sets if d != "quick")
+        raise UserError(f"there is no ablation of {paper} on {name}; there are: {known}.")
+    return ABLATIONS[paper][name]
+
+
+def ablation_table(records: Records) -> pd.DataFrame:
+    """One row a method: mean IoU with its interval, and how far it is behind the whole method, paired.
+
+    All methods are merged alike, by the way that is best for the whole one on validation scenes.
+    """
+    way = way_of(records[WHOLE]) if WHOLE in records else way_of(next(iter(records.values())))
+    rows = {}
+    for method, seeds in records.items():
+        pooled = [r.metrics["pooled"] for r in seeds.values()]
+        its = way if way in pooled[0]["ways"] else "whole"
+        score = mean_iou_interval(runs_of(records, method, list(seeds), its))
+        row = {
+            "mean IoU": score.value, "low": score.low, "high": score.high, "seeds": len(seeds), "merged by": its,
+            "parameters, M": pooled[0]["parameters"] / 1e6,
+            "training s": sum(p["training_seconds"] for p in pooled) / len(pooled),
+            "s / Mpx": sum(p["ways"][its]["seconds_per_mpx"] for p in pooled) / len(pooled),
+            "peak MiB": max(p["ways"][its]["peak_mib"] for p in pooled),
+        }  # fmt: skip
+        shared = sorted(seeds.keys() & records.get(WHOLE, {}).keys())
+        if method != WHOLE and shared:
+            less = mean_iou_difference(runs_of(records, method, shared, its), runs_of(records, WHOLE, shared, way))
+            row |= {
+                "difference": less.value, "from": less.low, "to": less.high, "detectable": less.smallest_detectable
+            }  # fmt: skip
+        rows[pooled[0]["title"]] = row
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def merging_table(records: Records) -> pd.DataFrame:
+    """Of the whole method, one row a way to merge patches, refinement included: mean IoU and seam error."""
+    rows = {}
+    sources = [(WHOLE, way) for way in next(iter(records[WHOLE].values())).metrics["pooled"]["ways"]]
+    sources += [("refined", "whole")] if "refined" in records else []
+    for method, way in sources:
+        score = mean_iou_interval(runs_of(records, method, list(records[method]), way))
+        ways = [r.metrics["pooled"]["ways"][way] for r in records[method].values()]
+        seams = [w["seam_error"] for w in ways if w.get("seam_error") is not None]
+        rows[way if method == WHOLE else "refined"] = {
+            "mean IoU": score.value, "low": score.low, "high": score.high,
+            "seam error": sum(seams) / len(seams) if seams else float("nan"),
+            "boundary F1": sum(w["mean_boundary_f1"] for w in ways) / len(ways),
+            "s / Mpx": sum(w["seconds_per_mpx"] for w in ways) / len(ways),
+        }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def ablation_shown(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of this module as it is printed: percent with intervals, costs rounded."""
+
+    def points(columns: Sequence[str], sign: str = "") -> list[str]:
+        cells = []
+        for value, low, high in table[list(columns)].to_numpy(dtype=float):
+            text = f"{100 * value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+            cells.append("" if value != value else text)
+        return cells
+
+    out = pd.DataFrame({"mean IoU, % [95 %]": points(("mean IoU", "low", "high"))}, index=table.index)
+    if "difference" in table:
+        out["less the whole, points [95 %]"] = points(("difference", "from", "to"), "+")
+        out["detectable"] = ["" if v != v else f"{100 * v:.1f}" for v in table["detectable"]]
+    if "seam error" in table:
+        out["seam, % pts"] = ["" if v != v else f"{100 * v:+.1f}" for v in table["seam error"]]
+    for name, digits in (("parameters, M", 2), ("training s", 0), ("s / Mpx", 2), ("peak MiB", 0), ("boundary F1", 3)):
+        if name in table:
+            out[name] = [f"{v:.{digits}f}" for v in table[name]]
+    return out
+
+
+def print_ablation(folder: Path) -> None:
+    """Print what the records of an ablation say, and write ``table.csv`` beside them."""
+    records = read_records(folder)
+    table = ablation_table(records)
+    table.to_csv(folder / "table.csv")
+    print(f"\n{ablation_shown(table).to_string()}\n")
+    if WHOLE in records:
+        print(f"{ablation_shown(merging_table(records)).to_string()}\n")
+    print(f"mean IoU is over whole test scenes; records and table.csv are in {folder}")
+
+
+HEAD = """\
+# FCtL in parts: what the records say
+
+Generated by `python -m rsseglab.experiments.ablate book/records/ablate/fctl > book/ablation_fctl.md`; do not edit. The
+notebook *Local patches, wide contexts* explains the parts.
+
+Each row is FCtL with one part left out or replaced, trained with the same patches, steps, schedule and seeds, selected
+on validation scenes and scored on whole test scenes; all rows of a table are merged alike, by the way that labels the
+validation scenes best for the whole method. Intervals are at 95 %, over places of the test scenes and over seeds, each
+paired. *Detectable*: the smallest true difference that such an experiment finds four times out of five. These runs are
+far smaller than the authors': a part that makes no difference here may make one there. Seconds and memory are of a
+machine that did other things besides.
+"""
+
+
+def page(folder: Path) -> str:
+    """The book's page, in Markdown.
+
+    Args:
+        folder: with a subfolder of records for each data set.
+
+    Raises:
+        UserError: records are damaged, or of several ablations in one folder.
+    """
+    parts = [HEAD]
+    for place in sorted(path for path in folder.glob("*") if path.is_dir()):
+        records = read_records(place)
+        parts += [f"## {place.name}", conditions(records), gaps(records, FCtLAblation)]
+        parts.append(markdown(ablation_shown(ablation_table(records)), "network"))
+        if WHOLE in records:
+            parts += [
+                "How the whole method's patches are merged:",
+                markdown(ablation_shown(merging_table(records)), ""),
+            ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def conditions(records: Records) -> str:
+    """One line: on what, with which network and schedule an ablation was run."""
+    preset = preset_of_records(records)
+    runs = [run for seeds in records.values() for run in seeds.values()]
+    weights = sorted({"pretrained" if run.configuration.get("weights") else "random" for run in runs})
+    patches = preset["batch"] * preset["window_px"] ** 2 // preset["crop_px"] ** 2
+    return (
+        f"`{preset['data']}`, averaged over {preset['decimate']} x {preset['decimate']} px. {preset['encoder']} "
+        f"({' and '.join(weights)} weights), {preset['decoder']}, {preset['loss']} loss; {preset['steps']} steps of "
+        f"{patches} patches of {preset['crop_px']} px, trained jointly. {len(runs)} runs, "
+        f"{sum(run.minutes for run in runs):.0f} minutes."
+    )
+
+
+if __name__ == "__main__":
+    print(page(Path(sys.argv[1])), end="")
