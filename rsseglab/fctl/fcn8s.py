@@ -154,6 +154,8 @@ def _features(bands: int, weights: str | Path) -> dict[str, Tensor]:
     if source is not None and not source.is_file():
         raise UserError(f"no weights at {source}; name a file, 'pretrained', or 'none'.")
     try:
+        if source is not None and "features.0.weight" not in timm.models.load_state_dict(str(source)):
+            raise ValueError("it has no features.0.weight")
         given = {} if source is None else {"file": str(source)}
         model = timm.create_model("vgg16", pretrained=True, in_chans=bands, num_classes=0, pretrained_cfg_overlay=given)
     except Exception as error:  # timm, huggingface_hub and the network raise what they like

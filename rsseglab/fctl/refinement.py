@@ -20,7 +20,7 @@ depth and width   4 halvings, 16 to 256 channels: about 2 M parameters
 relevance         at the deepest level alone, after its convolutions; its gamma starts at 0
 skips             of the patch's stream alone, as in the segmentation network
 answer            a change to the mask's logarithm
-norms             over groups of channels: batches are small, and a mask's statistics are the scene's own business
+norms             over the batch: much of a mask is of one class, and has no contrast of its own to be normed by
 several contexts  mixed by `rsseglab.fctl.fusion`; the paper has one, of scale 2
 ================  ============================================================================================
 
@@ -146,7 +146,7 @@ def _convolutions(inputs: int, outputs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for channels in (inputs, outputs):
         layers += [
-            nn.Conv2d(channels, outputs, 3, padding=1, bias=False), nn.GroupNorm(8, outputs), nn.ReLU(inplace=True)
+            nn.Conv2d(channels, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
         ]  # fmt: skip
     return nn.Sequential(*layers)
 
