@@ -154,15 +154,16 @@ def _features(bands: int, weights: str | Path) -> dict[str, Tensor]:
     if source is not None and not source.is_file():
         raise UserError(f"no weights at {source}; name a file, 'pretrained', or 'none'.")
     try:
-        if source is not None and "features.0.weight" not in timm.models.load_state_dict(str(source)):
-            raise ValueError("it has no features.0.weight")
         given = {} if source is None else {"file": str(source)}
         model = timm.create_model("vgg16", pretrained=True, in_chans=bands, num_classes=0, pretrained_cfg_overlay=given)
+        state: dict[str, Tensor] = model.get_submodule("features").state_dict()
+        wanted = {f"features.{name}" for name in state}
+        if source is not None and (absent := wanted - timm.models.load_state_dict(str(source)).keys()):
+            raise ValueError(f"it has no {min(absent)}")  # timm leaves random what a file does not have
     except Exception as error:  # timm, huggingface_hub and the network raise what they like
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
             f"weights '{source or weights}' of vgg16 cannot be loaded ({reason}); put a state dict named vgg16.pth in "
             "the folder RSSEGLAB_WEIGHTS, name a file, or ask for random weights with --weights none."
         ) from error
-    state: dict[str, Tensor] = model.get_submodule("features").state_dict()
     return state

@@ -16,7 +16,7 @@ what was chosen here:
 open              here
 ================  ============================================================================================
 mask's encoding   class probabilities, 0 without data (not colours, not one-hot: doubt is information)
-depth and width   4 halvings, 16 to 256 channels: about 2 M parameters
+depth and width   4 halvings, 16 to 256 channels: about 3.3 M parameters
 relevance         at the deepest level alone, after its convolutions; its gamma starts at 0
 skips             of the patch's stream alone, as in the segmentation network
 answer            a change to the mask's logarithm
@@ -77,7 +77,8 @@ class ContextualRefinement(nn.Module):
         widths = [width * 2**level for level in range(depth + 1)]
         self.local_encoder, self.context_encoder = _Encoder(classes, widths), _Encoder(classes, widths)
         self.correlations = nn.ModuleList(LocalityAwareCorrelation(widths[-1]) for _ in contexts)
-        self.fusion = ContextFusion(widths[-1], len(contexts))
+        weights = "channel" if len(contexts) > 1 else "mean"  # one map is its own mean: no weights that can't learn
+        self.fusion = ContextFusion(widths[-1], len(contexts), weights=weights)
         upward = list(pairwise(reversed(widths)))
         self.decoder = nn.ModuleList(_convolutions(deep + near, near) for deep, near in upward)
         self.change = nn.Conv2d(width, classes, 1)

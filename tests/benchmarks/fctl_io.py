@@ -6,10 +6,10 @@ Patches of 508 px, evenly placed with an overlap of 50 px or more: 11 x 11. Bars
 
 - the whole scene as a context, in a process of its own, the file in the page cache: 3 times less time than to read
   the scene in full, with what it takes to shrink that not counted;
-- a pass over the scene, contexts of scale 1 (the patch itself), 2, 3 and the whole scene: at full resolution no more
-  pixels than the patches have, all wider contexts smaller than what they show, and the whole scene once;
-- peak memory of such a pass over a scene four times as high: at most 1.15 times as much, as a whole and beyond what
-  stands before the first read (libraries, mostly).
+- labelling the scene (`predict_contexts`), contexts of scale 1 (the patch itself), 2, 3 and the whole scene: at full
+  resolution no more pixels than the patches have, all wider contexts smaller than what they show, the whole scene once;
+- peak memory of labelling a scene four times as high: at most 1.15 times as much, as a whole and beyond what stands
+  before the first read (libraries, mostly).
 
 Prints a verdict a bar; exit code 1 if one is missed. Bytes are what the process read from files (rchar of
 /proc/self/io), so those that GDAL's block cache saved are not in it.
@@ -25,16 +25,20 @@ from pathlib import Path
 from statistics import median
 
 import rasterio
+import torch
 import torch.nn.functional as F
 from rasterio.enums import Resampling
 from torch import from_numpy
 from verdicts import record, verdict
 
-from rsseglab.fctl import Contexts
+from rsseglab.fctl import Contexts, FCtL
+from rsseglab.fctl.predict import predict_contexts
+from rsseglab.inference import Cropping
 from rsseglab.inference.windows import window_starts
-from rsseglab.scenes import Scene, Window
+from rsseglab.scenes import LabelClass, Scene, Window
 from rsseglab.scenes.raster import RasterSource
 from rsseglab.scenes.synthetic import write_synthetic_scene
+from rsseglab.training.checkpoint import TrainedNetwork
 
 PATCH, OVERLAP, SCALES = 508, 50, (1, 2, 3, "scene")
 SIZE, TIMES_AS_HIGH, REPEATS = 5000, 4, 7
@@ -44,11 +48,23 @@ def starts(length):
     return window_starts(length, PATCH, PATCH - OVERLAP, "even")
 
 
-def read_contexts(scene, scales=SCALES):
-    """All that FCtL reads to label a scene; the patch is its own context of scale 1.
+def label(scene):
+    """Label a scene by FCtL, its encoder and decoder small and untrained: how it reads is that of any."""
+    torch.manual_seed(0)
+    network = FCtL("test_resnet", SCALES, classes=2, decoder="fcn").eval()
+    classes = (LabelClass("one", 1, (0, 0, 0)), LabelClass("two", 2, (255, 255, 255)))
+    trained = TrainedNetwork(
+        network, scene.bands, torch.full((3,), 100.0), torch.full((3,), 50.0), classes, (), PATCH, None, "test_resnet",
+        "fcn", "fctl",
+    )  # fmt: skip
+    cropping = Cropping(PATCH, OVERLAP / PATCH, "flat", "even", step_px=1)
+    assert cropping.starts(scene.height) == starts(scene.height)
+    with tempfile.TemporaryDirectory() as folder:
+        predict_contexts(trained, scene, Path(folder) / "label.tif", cropping, device="cpu", progress=False)
 
-    To measure a prediction, put it in here: what it reads and the memory it takes are counted just so.
-    """
+
+def read_contexts(scene, scales):
+    """Contexts of all patches."""
     contexts = Contexts(scene, PATCH, scales)
     for row in starts(scene.height):
         for col in starts(scene.width):
@@ -102,7 +118,7 @@ def counted(scene):
         return read_small(self, window, height, width)
 
     RasterSource.read, RasterSource.read_small = counted_read, counted_read_small
-    _, cost = timed(lambda: read_contexts(scene))
+    _, cost = timed(lambda: label(scene))
     return found | cost
 
 
@@ -115,7 +131,7 @@ def peak(scene):
     """Peak memory of a pass, and what stood before it."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: that of the imports may be higher
     standing = status_mib("VmRSS")
-    read_contexts(scene)
+    label(scene)
     return {"mib": status_mib("VmHWM"), "standing_mib": standing}
 
 
