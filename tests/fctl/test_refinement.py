@@ -28,7 +28,7 @@ def network(**options):
 
 def awake(net):
     for parameter in net.parameters():
-        if parameter.dim() != 1 or not parameter.any():
+        if not parameter.any() or parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.2)
     return net
 
@@ -44,9 +44,18 @@ def test_before_training_the_mask_stays(size):
     assert torch.equal(logits.argmax(1), local.argmax(1)) and (logits - local.clamp(min=1e-4).log()).abs().max() == 0
 
 
+@pytest.mark.parametrize("contexts", [(2,), (2, 3)])
+def test_every_parameter_learns(contexts):
+    net = awake(network(contexts=contexts)).double().train()
+    net(masks(2, 3, 16, 16), masks(2, len(contexts), 3, 16, 16)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.any() for p in net.parameters())
+
+
 def test_it_is_its_parts_put_together():
+    """Of a size that has to be padded: with no data to the right and below."""
     net = awake(network(contexts=(2, 3))).double().eval()
-    local, contexts = masks(2, 3, 16, 24), masks(2, 2, 3, 16, 24)
+    small, around = masks(2, 3, 13, 22), masks(2, 2, 3, 13, 22)
+    local, contexts = F.pad(small, (0, 2, 0, 3)), F.pad(around, (0, 2, 0, 3))
 
     def levels(encoder, x):
         maps = []
@@ -61,8 +70,8 @@ def test_it_is_its_parts_put_together():
     x = deep + net.fusion([c(deep, u) for c, u in zip(net.correlations, wide, strict=True)])
     x = net.decoder[0](torch.cat([x.repeat_interleave(2, 2).repeat_interleave(2, 3), middle], 1))
     x = net.decoder[1](torch.cat([x.repeat_interleave(2, 2).repeat_interleave(2, 3), fine], 1))
-    expected = local.clamp(min=1e-4).log() + net.change(x)
-    assert (net(local, contexts) - expected).abs().max() < 1e-12
+    expected = small.clamp(min=1e-4).log() + net.change(x)[:, :, :13, :22]
+    assert (net(small, around) - expected).abs().max() < 1e-12
 
 
 def test_it_learns_to_mend_what_the_context_shows():
