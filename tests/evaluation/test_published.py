@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from rsseglab.errors import UserError
-from rsseglab.evaluation import published_rest
+from rsseglab.evaluation import published_fctl, published_rest
+from rsseglab.evaluation.published import FCTL_TABLES
 from rsseglab.plots import window_curves
 
 COLUMNS = ["dataset", "method", "train_px", "test_px", "measure", "value", "error", "tag", "source"]
@@ -60,6 +61,45 @@ def test_headline_communication_and_time():
     assert time.loc["SkySense+REST"].to_dict() == {"iou": pytest.approx(0.8929), "seconds": 41.7}
     with pytest.raises(UserError, match="no published table 'speed'; choose from window curve"):
         published_rest("speed")
+
+
+def test_fctl_as_its_paper_prints_it():
+    for table in FCTL_TABLES:
+        rows = published_fctl(table)
+        assert list(rows.columns) == ["dataset", "method", "measure", "value", "error", "tag", "source"]
+        assert set(rows["tag"]) == {"printed"} and set(rows["dataset"]) == {"DeepGlobe", "Inria Aerial"}
+        assert rows["value"].between(0, 1).all() and rows["error"].isin([0.00005, 0.0005]).all()
+        assert not rows.isna().any().any() and not rows.duplicated(["dataset", "method", "measure"]).any()
+    contexts = published_fctl("contexts").pivot(index="method", columns="dataset", values="value")
+    gain = (contexts - contexts.loc["none"]) * 100
+    assert gain.loc["local, medium, large"].to_dict() == {
+        "DeepGlobe": pytest.approx(1.38), "Inria Aerial": pytest.approx(4.45),
+    }  # fmt: skip
+    assert gain.loc["local"].to_dict() == {"DeepGlobe": pytest.approx(0.28), "Inria Aerial": pytest.approx(3.42)}
+    with pytest.raises(UserError, match="no published table 'speed'; choose from comparison"):
+        published_fctl("speed")
+
+
+def test_fctl_tables_agree_where_they_give_the_same_number():
+    """All contexts, adaptively fused, patches averaged: in four tables; the refined result: in two, once rounded."""
+    tables = {table: published_fctl(table) for table in FCTL_TABLES}
+    same = {
+        "contexts": "local, medium, large",
+        "fusion": "adaptive",
+        "merging": "averaging",
+        "sizes": {"DeepGlobe": "508, 1524, 2448", "Inria Aerial": "508, 1016, 1524"},
+    }
+    for dataset in ("DeepGlobe", "Inria Aerial"):
+        values = {
+            t: v for t, rows in tables.items() for v in [rows[rows["dataset"] == dataset].set_index("method")["value"]]
+        }
+        found = {values[t][m[dataset] if isinstance(m, dict) else m] for t, m in same.items()}
+        assert len(found) == 1
+        whole = (
+            tables["comparison"].query("dataset == @dataset and method == 'FCtL' and measure == 'miou'")["value"].item()
+        )
+        assert values["merging"]["refined, context of 1016 px"] == pytest.approx(whole, abs=0.00051)
+        assert values["correlation"]["correlation"] == whole
 
 
 def test_the_figure_marks_what_is_published_and_what_is_ours():
