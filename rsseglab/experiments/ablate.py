@@ -110,7 +110,8 @@ def ablation_table(records: Records) -> pd.DataFrame:
     """
     way = way_of(records[WHOLE]) if WHOLE in records else way_of(next(iter(records.values())))
     rows = {}
-    for method, seeds in records.items():
+    for method in (name for name in FCtLAblation(**preset_of_records(records)).methods if name in records):
+        seeds = records[method]
         pooled = [r.metrics["pooled"] for r in seeds.values()]
         its = way if way in pooled[0]["ways"] else "whole"
         score = mean_iou_interval(runs_of(records, method, list(seeds), its))

@@ -144,7 +144,13 @@ class FCtL(nn.Module):
                 f"contexts are {list(contexts.shape)}; they must be ({len(local)}, {len(self.scales)}, bands, height, "
                 "width), one of each scale for each patch."
             )
-        return self.label(local, [self.look(i, contexts[:, i]) for i in range(len(self.scales))])
+        if self.context_encoders or not self.scales or contexts.shape[2:] != local.shape[1:]:
+            return self.label(local, [self.look(i, contexts[:, i]) for i in range(len(self.scales))])
+        # One batch of all: a batch norm in train mode then sees patches and contexts together, as its running
+        # statistics do, by which both are normed later.
+        maps = self._maps(self.encoder, torch.cat([local, *contexts.unbind(1)]))
+        mine, wide = [m[: len(local)] for m in maps], maps[-1][len(local) :].chunk(len(self.scales))
+        return self._decoded(mine, wide, local)
 
     def look(self, number: int, context: Tensor) -> Tensor:
         """The map (B, C, h, w) of contexts (B, bands, h', w') of scale ``scales[number]``."""
@@ -155,7 +161,10 @@ class FCtL(nn.Module):
 
     def label(self, local: Tensor, wide: Sequence[Tensor]) -> Tensor:
         """Logits (B, K, h, w) of patches (B, bands, h, w), given their contexts' maps from `look`."""
-        maps = self._maps(self.encoder, local)
+        return self._decoded(self._maps(self.encoder, local), wide, local)
+
+    def _decoded(self, maps: list[Tensor], wide: Sequence[Tensor], local: Tensor) -> Tensor:
+        """Logits of patches, from all maps of theirs and the deepest of their contexts."""
         if self.fusion is not None:
             maps[-1] = maps[-1] + self.fusion(self._gathered(maps[-1], wide))
         scores: Tensor = self.head(self.decoder(maps))

@@ -54,6 +54,19 @@ def test_it_is_its_parts_put_together():
     assert torch.allclose(weights.sum(0), torch.ones(()).double())
 
 
+def test_norms_see_patches_and_contexts_together():
+    """In train mode, so that the running statistics fit both; frozen streams have statistics of their own."""
+    net = network(streams="shared").train()
+    patch, contexts = images(2, 3, 64, 64), images(2, 2, 3, 64, 64) * 5 + 3
+    norm = next(m for m in net.encoder.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    seen = []
+    norm.register_forward_hook(lambda _, args, __: seen.append(args[0]))
+    net(patch, contexts)
+    assert len(seen) == 1 and len(seen[0]) == 6
+    expected = 0.1 * seen[0].mean((0, 2, 3))
+    assert (norm.running_mean - expected).abs().max() < 1e-12
+
+
 @pytest.mark.parametrize("side", [40, 64, 100])
 def test_patches_of_any_side(side):
     net = awake(network((1, "scene")))
