@@ -177,7 +177,11 @@ def _add_train(commands: "_Commands") -> None:
     parser.add_argument("--loss", default="ce+dice", help="ce, dice, ce+dice or focal")
     parser.add_argument("--val-every", type=int, default=100, metavar="STEPS", help="steps between validations")
     parser.add_argument(
-        "--val-window", type=int, default=512, metavar="PX", help="side of validation windows; 0 for whole scenes"
+        "--val-window",
+        type=int,
+        default=512,
+        metavar="PX",
+        help="side of validation windows; 0 for whole scenes; a crop's for fctl, refinement",
     )
     parser.add_argument("--no-augment", action="store_true", help="no flips, turns, brightness, contrast")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
@@ -340,7 +344,7 @@ def _train(args: argparse.Namespace) -> None:
         "warmup_steps": args.warmup_steps,
         "loss": args.loss,
         "val_every": args.val_every,
-        "val_window_px": args.crop if method in ("fctl", "refinement") else args.val_window or None,
+        "val_window_px": (args.crop if method in ("fctl", "refinement") else args.val_window) or None,
         "augment": not args.no_augment,
         "seed": args.seed,
         "num_workers": args.workers,

@@ -319,6 +319,33 @@ def test_patches_with_contexts_from_the_command_line(data, tmp_path, capsys):
     assert "refines no masks" in no
 
 
+def test_refinement_of_one_class_and_of_another_segmenter(data, tmp_path, capsys):
+    """The scenes' own classes are not the networks'; masks of two segmenters are never mixed up."""
+    train, one = ["train", *options(data), *QUICKLY], ["--single-class", "water"]
+    for name, more in (("one", one), ("all", []), ("more", ["--seed", "1"])):
+        assert main([*train, *FCTL, *more, "--out", str(tmp_path / name)]) == 0
+    runs = {name: tmp_path / name / "best.ckpt" for name in ("one", "all", "more")}
+
+    def refine(segmenter, *more):
+        what = ["--method", "refinement", "--segmenter", segmenter, "--steps", "2", "--crop", "48"]
+        return [*train, *what, *more, "--out", tmp_path / "refined"]
+
+    assert "labels background, water" in refused(capsys, *refine(runs["one"]))
+    assert "labels water, land, road" in refused(capsys, *refine(runs["all"], *one))
+    assert main([str(a) for a in refine(runs["one"], *one)]) == 0
+    pair = ["--checkpoint", runs["one"], "--refine", tmp_path / "refined" / "best.ckpt"]
+    for more in ([], one):
+        assert main([str(a) for a in ("predict", *options(data), *more, *pair, "--output", tmp_path / "p")]) == 0
+    shutil.rmtree(tmp_path / "refined")
+    assert main([str(a) for a in refine(runs["all"])]) == 0
+    masks = {path: path.stat().st_mtime_ns for path in tmp_path.glob("refined/masks_*/*.tif")}
+    assert len(masks) == 3
+    assert "holds a run already" in refused(capsys, *refine(runs["all"]))
+    assert "resume it with its own settings and data" in refused(capsys, *refine(runs["more"], "--resume"))
+    assert main([str(a) for a in refine(runs["all"], "--resume")]) == 0
+    assert masks == {path: path.stat().st_mtime_ns for path in masks}
+
+
 def test_options_of_patches_that_would_do_nothing_are_refused(data, tmp_path, capsys):
     train = ["train", *options(data), *QUICKLY, "--out", tmp_path / "r"]
     assert "--whiten is FCtL's; give --method fctl" in refused(capsys, *train, "--whiten")
@@ -331,6 +358,7 @@ def test_options_of_patches_that_would_do_nothing_are_refused(data, tmp_path, ca
     assert "mends no masks" in refused(capsys, *train, *FCTL, "--segmenter", tmp_path / "a.ckpt")
     assert "unknown method 'glnet'" in refused(capsys, *train, "--method", "glnet")
     assert "leave out --spatial" in refused(capsys, *train, *FCTL, "--spatial", "2", "--in-process")
+    assert "none of a whole scene" in refused(capsys, *train, *FCTL, "--crop", "0", "--batch-size", "1")
 
 
 def test_the_published_presets_of_fctl(data, tmp_path):

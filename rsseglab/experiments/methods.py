@@ -4,6 +4,7 @@ A method is named by a run's configuration and by its checkpoint, see `rsseglab.
 networks and REST see crops; FCtL sees crops with contexts; a refinement sees the masks of another checkpoint.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def fit_method(
         segmenter: checkpoint whose masks a refinement learns to mend.
 
     Raises:
-        UserError: as the method's own function; a segmenter is missing, or nobody has a use for it.
+        UserError: as the method's own function; a segmenter is missing, or nobody has a use for it, or it labels
+            other classes.
     """
     if (segmenter is None) == (config.method == "refinement"):
         raise UserError(
@@ -52,9 +54,22 @@ def fit_method(
         )
     if segmenter is not None:
         earlier = load_checkpoint(segmenter)
-        return fit_refinement(train, val, segment_by(earlier, progress=progress), config, folder, resume, progress)
+        for scene in (*train, *val):
+            if (names := [c.name for c in scene.classes]) != (its := [c.name for c in earlier.classes]):
+                raise UserError(
+                    f"{segmenter} labels {', '.join(its)}, and scene {scene.name} has {', '.join(names)}; name a "
+                    "checkpoint that was trained on these classes."
+                )
+        segment, masks = segment_by(earlier, progress=progress), f"masks_{digest(segmenter)[:12]}"
+        return fit_refinement(train, val, segment, config, folder, resume, progress, masks)
     how = fit_fctl if config.method == "fctl" else fit
     return how(train, val, config, folder, resume, progress)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file: which checkpoint it is, whatever its name."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cropping_of(trained: TrainedNetwork, window_px: int | None = None, **how: object) -> Cropping:

@@ -13,7 +13,7 @@ import pandas as pd
 from rsseglab.errors import UserError
 from rsseglab.evaluation import PROTOCOLS, Evaluation, evaluate_scene, pool
 from rsseglab.evaluation.protocols import score
-from rsseglab.experiments.methods import fit_method
+from rsseglab.experiments.methods import digest, fit_method
 from rsseglab.scenes.manifest import load_manifest
 from rsseglab.scenes.raster import read_legend, read_tags
 from rsseglab.scenes.scene import Scene
@@ -57,7 +57,7 @@ def train_and_record(
             "data": manifest.name,
             "manifest_sha256": manifest.sha256,
             "single_class": list(one_class),
-            "segmenter": None if segmenter is None else segmenter.name,
+            "segmenter_sha256": None if segmenter is None else digest(segmenter),
             **asdict(config),
         },
         metrics={"pooled": {"val_mean_iou": result.val_mean_iou, "parameters": result.parameters}, "scenes": {}},

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 
+from rsseglab.errors import UserError
 from rsseglab.fctl.predict import predict_contexts
-from rsseglab.fctl.training import fit_contexts
+from rsseglab.fctl.training import check_in_one_process, fit_contexts
 from rsseglab.inference.crops import Cropping
 from rsseglab.inference.predict import Prediction
 from rsseglab.scenes.scene import Scene
@@ -43,6 +44,7 @@ def fit_refinement(
     folder: Path,
     resume: bool = False,
     progress: bool = True,
+    masks: str = "masks",
 ) -> TrainResult:
     """Train a refinement network on the masks of a segmenter, preferably one that was stopped early.
 
@@ -54,16 +56,21 @@ def fit_refinement(
         folder: where checkpoints, log and masks go.
         resume: go on from ``last.ckpt``; masks that are there are not made again.
         progress: whether to draw a progress bar.
+        masks: name of the masks' subfolder: another one for each segmenter, so that a run which is resumed never goes
+            on with another's.
 
     Raises:
         UserError: as `fit_contexts`, or a scene can't be labelled.
         KeyboardInterrupt: Ctrl-C; ``last.ckpt`` stays.
     """
+    check_in_one_process(config)
+    if not resume and (folder / "last.ckpt").is_file():  # before its masks are overwritten
+        raise UserError(f"{folder} holds a run already; give --resume to go on with it, or another --out.")
 
     def mask(scene: Scene) -> Scene:
-        path = folder / "masks" / f"{scene.name}.tif"
+        path = folder / masks / f"{scene.name}.tif"
         if not (resume and path.is_file()):
-            segment(scene, folder / "masks" / "labels" / f"{scene.name}.tif", path)
+            segment(scene, folder / masks / "labels" / f"{scene.name}.tif", path)
         return mask_of(scene, path)
 
     train_masks, val_masks = ([mask(scene) for scene in scenes] for scenes in (train, val))
@@ -105,7 +112,7 @@ def predict_refined(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
         crude = Path(folder) / "probabilities.tif"
         before = segment(scene, Path(folder) / "labels.tif", crude)
-        mask = mask_of(scene, crude) if scene.classes else with_image(scene, crude, refiner.bands)
+        mask = with_image(scene, crude, refiner.bands)  # the scene's own classes may be others than the network's
         done = predict_contexts(
             refiner, mask, path, cropping, probabilities=probabilities, device=device, progress=progress
         )

@@ -106,6 +106,8 @@ class FCtL(nn.Module):
             network: Any = FCN8s(bands, classes, weights)
             self.offset_px, self.stride_px = FCN8s.OFFSET_PX, 1
         else:
+            if decoder == "dpt":
+                raise UserError("dpt decodes tokens, and contexts are added to maps; choose another decoder, as fcn.")
             network = create_network(encoder, decoder, bands, classes, weights)
             self.offset_px, self.stride_px = 0, STRIDE_PX
         self.encoder, self.decoder, self.head = network.encoder, network.decoder, network.segmentation_head

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from rsseglab.errors import UserError
 from rsseglab.fctl.contexts import Contexts
+from rsseglab.launch import under_torchrun
 from rsseglab.scenes.datamodule import CropDataset, Sample, SceneDataModule, WindowDataset, place_of
 from rsseglab.scenes.scene import Scene
 from rsseglab.training.checkpoint import load_checkpoint
@@ -87,10 +88,14 @@ class ContextDataModule(SceneDataModule):
         self.raw = raw
         if raw:
             self.mean, self.std = torch.zeros_like(self.mean), torch.ones_like(self.std)
-        if self.crop_px is None or self.val_window_px != self.crop_px:
+        if self.crop_px is None:
+            raise UserError(
+                "a context is that of a patch, so there is none of a whole scene; give patches with --crop."
+            )
+        if self.val_window_px != self.crop_px:
             raise UserError(
                 f"a context is that of a patch of {self.crop_px} px, so validation windows of {self.val_window_px} px "
-                "do not fit; give both the same side, and no whole scenes."
+                "do not fit; give both the same side."
             )
         self.contexts = {scene: Contexts(scene, self.crop_px, scales, edge) for scene in (*train, *val)}
 
@@ -125,7 +130,7 @@ def fit_contexts(
     Args:
         train: scenes to train on.
         val: scenes to select by, in windows of a crop's size.
-        config: the run; its method's network says with ``reads`` and ``scales`` which contexts it wants.
+        config: the run; its ``options`` name the scales of ``contexts``, 2 alone if they do not, and their ``edge``.
         folder: where checkpoints and the log go.
         stages: checkpoints of networks of one context each, by scale, to start from.
         raw: see `ContextDataModule`.
@@ -133,11 +138,10 @@ def fit_contexts(
         progress: whether to draw a progress bar.
 
     Raises:
-        UserError: as ``fit``; or the run asks for tiles, which patches with contexts are not cut in.
+        UserError: as ``fit``; or the run asks for tiles, which patches with contexts are not cut in, or for ranks.
         KeyboardInterrupt: Ctrl-C; ``last.ckpt`` stays.
     """
-    if config.spatial != "1" or config.freeze_early:
-        raise UserError(f"{config.method} trains on patches in one process; leave out --spatial and --freeze-early.")
+    check_in_one_process(config)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     torch.manual_seed(config.seed)
     options = config.options or {}
@@ -151,6 +155,18 @@ def fit_contexts(
     if stages and not resumed:
         task.model.load_stages({scale: load_checkpoint(path).network for scale, path in stages.items()})
     return run_fit(task, data, config, folder, resume, progress)
+
+
+def check_in_one_process(config: TrainConfig) -> None:
+    """Whether a run is one of a single process, on patches that are not cut.
+
+    Raises:
+        UserError: it is not.
+    """
+    if under_torchrun():  # each rank would train by itself, and all of them write the same files
+        raise UserError(f"{config.method} trains in one process; start it without torchrun.")
+    if config.spatial != "1" or config.freeze_early:
+        raise UserError(f"{config.method} trains on patches in one process; leave out --spatial and --freeze-early.")
 
 
 def fit_fctl(
@@ -174,16 +190,19 @@ def fit_fctl(
         progress: whether to draw a progress bar.
 
     Raises:
-        UserError: as `fit_contexts`; or ``stages`` is unknown.
+        UserError: as `fit_contexts`; or ``stages`` is unknown, or would train one context twice.
         KeyboardInterrupt: Ctrl-C; ``last.ckpt`` stays.
     """
-    options = dict(config.options or {})
+    options = {"contexts": [1, 2, 3], **(config.options or {})}
+    config = replace(config, options=options)
     way = options.get("stages", "joint")
     if way not in STAGES:
         raise UserError(f"there are no stages '{way}'; choose {' or '.join(STAGES)}.")
-    wide = [scale for scale in options.get("contexts", (1, 2, 3)) if scale != 1]
+    wide = [scale for scale in options["contexts"] if scale != 1]
     if way == "joint" or not wide:
         return fit_contexts(train, val, config, folder, resume=resume, progress=progress)
+    if len(set(wide)) < len(wide):
+        raise UserError("published stages train each context once; name none twice, or train jointly.")
     done: dict[float | str, Path] = {}
     for scale in wide:
         one = replace(config, options={**options, "contexts": [scale], "streams": "shared"})

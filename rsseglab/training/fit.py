@@ -96,6 +96,15 @@ class TrainConfig:
     precision: str = "auto"
 
     def __post_init__(self) -> None:
+        choices = {
+            "method": tuple(METHODS),
+            "schedule": ("cosine", "poly", "linear"),
+            "loss": LOSSES,
+            "precision": PRECISIONS,
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"unknown {name} '{getattr(self, name)}'; choose one of {', '.join(known)}.")
         for name in ("steps", "batch_size", "val_every", "lr"):
             if not 0 < getattr(self, name) < 2**31:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be greater than 0, and no huge number.")
@@ -110,15 +119,6 @@ class TrainConfig:
         if self.clip is not None and not self.clip > 0:
             raise UserError(f"clip is {self.clip}; it must be greater than 0, such as 1.")
         Grid.parse(self.spatial)
-        choices = {
-            "method": tuple(METHODS),
-            "schedule": ("cosine", "poly", "linear"),
-            "loss": LOSSES,
-            "precision": PRECISIONS,
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise UserError(f"unknown {name} '{getattr(self, name)}'; choose one of {', '.join(known)}.")
 
 
 @dataclass(frozen=True)

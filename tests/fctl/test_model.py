@@ -141,3 +141,8 @@ def test_contexts_that_do_not_fit():
         network(correlation="concatenation").explain(images(2, 3, 64, 64), images(2, 2, 3, 64, 64))
     with pytest.raises(UserError, match="another encoder"):
         network().load_baseline(build_network("stock", "resnet18", "fcn", 3, 5))
+
+
+def test_tokens_are_no_maps():
+    with pytest.raises(UserError, match="dpt decodes tokens"):
+        FCtL("vit_tiny_patch16_224", (1, 2), 4, decoder="dpt")

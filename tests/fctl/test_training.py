@@ -175,12 +175,25 @@ def test_a_resumed_run_is_the_one_that_was_not_interrupted(scenes, tmp_path, sta
         ({"options": {"stages": "none"}}, "there are no stages"),
         ({"spatial": "2"}, "leave out --spatial"),
         ({"crop_px": 96}, "larger than scene b|smaller than a patch"),
-        ({"crop_px": None, "batch_size": 1}, "no whole scenes"),
+        ({"crop_px": None, "batch_size": 1}, "none of a whole scene"),
+        ({"options": {"contexts": [2, 2], "stages": "published"}}, "name none twice"),
     ],
 )
 def test_runs_that_are_none(scenes, tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         fit_fctl(*scenes, replace(TINY, **change), tmp_path / "run", progress=False)
+
+
+def test_without_options_contexts_are_those_of_the_network(scenes, tmp_path):
+    done = fit_fctl(*scenes, replace(TINY, options=None), tmp_path / "run", progress=False)
+    assert load_checkpoint(done.checkpoint).network.contexts == (1, 2, 3)
+
+
+def test_a_rank_of_many_is_refused(scenes, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError, match="without torchrun"):
+        fit_fctl(*scenes, TINY, tmp_path / "run", progress=False)
 
 
 def test_networks_without_contexts_are_labelled_otherwise(scenes, tmp_path):
