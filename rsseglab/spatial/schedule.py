@@ -197,6 +197,7 @@ def _steps(order: Sequence[Node], targets: Sequence[Ref], memory: _Memory) -> It
         for node in needed[step]:
             if node is not order[step]:
                 reads[node].append(step)
+    kept = {ref.node for ref in targets}  # whoever was given them may look at them until the end
     for step, node in enumerate(order):
         keep = needed[step]
         for each in keep:
@@ -210,9 +211,8 @@ def _steps(order: Sequence[Node], targets: Sequence[Ref], memory: _Memory) -> It
                 memory.next_read(each, reads[each][-1])
             else:
                 memory.drop(each)
-        given = tuple(complete[step])
-        asked = {targets[number].node for number in given}
-        yield Step(node, spilled, dropped, given, node.operand in dropped and node.operand not in asked)
+        overwrites = node.operand in dropped and node.operand not in kept
+        yield Step(node, spilled, dropped, tuple(complete[step]), overwrites)
 
 
 def _completions(order: Sequence[Node], targets: Sequence[Ref]) -> list[list[int]]:

@@ -11,6 +11,7 @@ from timm.layers import DropPath
 from torch import nn
 
 from rsseglab.spatial import SpatialError, schedule, stream
+from rsseglab.spatial.lazy import Input, Node, Ref
 
 
 def streamed(plan, image, **options):
@@ -97,6 +98,17 @@ def test_an_activation_overwrites_nothing_that_is_read_again():
     for _ in range(2):
         assert difference(streamed(plan, image), whole) < 1e-12
         assert torch.equal(image, kept)
+
+
+def test_an_activation_overwrites_nothing_that_was_given_away():
+    """A result is asked for, and an activation of it, which comes later."""
+    aten, two = torch.ops.aten, [torch.empty(2)]
+    image = Node(lambda image: image, (Input("image"),), {}, "", 0, 0, two)
+    minus = Node(aten.neg.default, (Ref(image),), {}, "", 0, 1, two)
+    relu = Node(aten.relu.default, (Ref(minus),), {}, "", 0, 2, two)
+    played = schedule.Schedule([image, minus, relu], [Ref(minus), Ref(relu)], None)
+    given = dict(played.play({"image": torch.tensor([1.0, -2.0])}, None, None))
+    assert given[0].tolist() == [-1, 2] and given[1].tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("size", [(131, 50), (64, 33), (17, 8), (1, 9)])
