@@ -74,9 +74,13 @@ def read_records(folder: Path) -> Records:
     if not records:
         raise UserError(f"there is no record of a comparison in {folder}; run 'rsseglab compare' first.")
     presets = [r.configuration["preset"] for seeds in records.values() for r in seeds.values()]
-    # A setting that an older record does not name did not exist then, and so is none of its method's.
-    if any(preset[key] != presets[0][key] for preset in presets for key in preset.keys() & presets[0].keys()):
-        raise UserError(f"{folder} holds records of several comparisons; keep each in a folder of its own.")
+    known: dict[str, Any] = {}
+    for preset in presets:
+        # A setting that an older record does not name did not exist then, and so is none of its method's; but all
+        # methods have a loss, which was this.
+        for key, value in {"loss": "ce+dice", **preset}.items():
+            if known.setdefault(key, value) != value:
+                raise UserError(f"{folder} holds records of several comparisons; keep each in a folder of its own.")
     return dict(records)
 
 

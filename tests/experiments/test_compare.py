@@ -232,6 +232,35 @@ def test_records_of_two_comparisons_do_not_mix(tmp_path):
     assert content["configuration"]["preset"]["data"] == "synthetic"
 
 
+def test_settings_that_older_records_do_not_name(tmp_path):
+    """They may be new; but two new records must agree on them, and what was trained before had a loss."""
+
+    def name_setting(method, **settings):
+        made_record(tmp_path, method, 0, 0.7, 0.5)
+        path = tmp_path / f"{method}_seed0.json"
+        content = json.loads(path.read_text())
+        preset = content["configuration"]["preset"]
+        for key in ("loss", "contexts"):
+            preset.pop(key, None)
+        preset.update(settings)
+        record = RunRecord.read(path)
+        RunRecord(
+            command=record.command, configuration=content["configuration"], metrics=record.metrics, seeds=record.seeds,
+            minutes=record.minutes,
+        ).write(path)  # fmt: skip
+
+    name_setting("crops-256")
+    name_setting("fctl", loss="ce+dice", contexts=[1, 2])
+    assert list(tables.read_records(tmp_path)) == ["crops-256", "fctl"]
+    name_setting("rest-spim", loss="ce+dice", contexts=[1, 3])
+    with pytest.raises(UserError, match="several comparisons"):
+        tables.read_records(tmp_path)
+    (tmp_path / "rest-spim_seed0.json").unlink()
+    name_setting("fctl", loss="focal")
+    with pytest.raises(UserError, match="several comparisons"):
+        tables.read_records(tmp_path)
+
+
 def test_what_is_missing_is_said(tmp_path):
     folder = tmp_path / "some"
     folder.mkdir()
