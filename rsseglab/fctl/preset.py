@@ -15,8 +15,10 @@ loss                   focal, gamma 3              the same
 =====================  ==========================  ==========================
 
 Not taken over: a step is one of random patches, as many as ``batch_size`` says, and not of all patches of six images
-with gradients summed; AdamW stands for Adam with an L2 penalty; 'unknown' is ignored and no class. The code's Inria
-stages begin in the middle of a schedule of 100 epochs, which the paper does not speak of.
+with gradients summed; AdamW stands for Adam with an L2 penalty; 'unknown' is ignored and no class. Images are
+standardised (there: divided by 255), and patches vary in brightness and contrast too (there: whole images are flipped
+and turned alone). The code's Inria stages begin in the middle of a schedule of 100 epochs, which the paper does not
+speak of. For DeepGlobe's stage of the whole scene see `rsseglab.fctl.training`.
 """
 
 from typing import Any

@@ -165,5 +165,6 @@ def placement_tags(cropping: Cropping, scene: Scene) -> dict[str, str]:
     return {
         "window_px": str(cropping.window_px),
         "blend": cropping.blend,
+        "merge": cropping.merge,
         **{key: ",".join(map(str, values)) for key, values in starts.items()},
     }
