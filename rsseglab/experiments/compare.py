@@ -32,6 +32,7 @@ from rsseglab.experiments.folds import merge_folds
 from rsseglab.experiments.global_local import fit_global_local, load_global_local
 from rsseglab.experiments.methods import fit_method, predict_by_crops
 from rsseglab.experiments.tables import read_records
+from rsseglab.fctl.contexts import GLOBAL
 from rsseglab.inference import Cropping, predict_scene
 from rsseglab.inference.fusion import predict_decimated, predict_fusion
 from rsseglab.inference.whole import predict_whole
@@ -459,14 +460,18 @@ def _gflops(preset: Preset, method: Method, trained: TrainedNetwork, scene: Scen
             cropping = preset.croppings(side)[way]
             windows = len(cropping.starts(scene.height)) * len(cropping.starts(scene.width))
             crop = torch.zeros(1, bands, side, side)
-            if method.kind == "contexts":  # the whole scene, where it is a context, is seen once and not by each window
+            if method.kind == "contexts":
                 network(crop, torch.zeros(1, _wide(method), bands, side, side))
             elif method.kind == "fusion":
                 small_scene = torch.zeros(1, bands, preset.global_px, preset.global_px)
                 network(crop, small_scene, torch.tensor([[0.0, 0.0, 0.5, 0.5]]))
             else:
                 network(crop)
-    return float(counter.get_total_flops()) * windows / 1e9 / (scene.height * scene.width / 1e6)
+    with torch.no_grad(), flop_counter() as shared:  # the whole scene, as a context, is looked at once for all windows
+        for _ in range((method.options or {}).get("contexts", ()).count(GLOBAL)):
+            network.look(0, crop)  # type: ignore[operator]
+    flops = counter.get_total_flops() * windows - shared.get_total_flops() * (windows - 1)
+    return float(flops) / 1e9 / (scene.height * scene.width / 1e6)
 
 
 def preset_of(data: str, quick: bool = False, gpu: bool = False) -> Preset:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,9 +16,11 @@ from rsseglab.decoders import create_network
 from rsseglab.errors import UserError
 from rsseglab.evaluation import BlockCounts
 from rsseglab.evaluation.receptive_field import receptive_field
+from rsseglab.experiments import compare as compared
 from rsseglab.experiments import page, tables
-from rsseglab.experiments.compare import PRESETS, TWINS, Preset, compare, config_of, preset_of, scenes_of
+from rsseglab.experiments.compare import PRESETS, TWINS, Method, Preset, compare, config_of, preset_of, scenes_of
 from rsseglab.experiments.folds import merge_folds
+from rsseglab.fctl import FCtL
 from rsseglab.scenes.manifest import load_manifest
 from rsseglab.training.records import RunRecord
 
@@ -221,6 +224,18 @@ def test_differences_are_of_the_best_crops_by_validation(tmp_path):
     table = tables.comparison_table(records)
     assert table.loc["rest-spim", "score"] == pytest.approx(scores["rest-spim"])
     assert "rest-spim" in tables.shown(table).to_string()
+
+
+def test_the_whole_scene_as_a_context_is_looked_at_once_for_all_windows():
+    def gflops(*contexts):
+        network = FCtL("test_resnet", contexts, 2, 3, decoder="fcn").eval()
+        method = Method("", "contexts", crop_px=32, options={"contexts": contexts})
+        trained, scene = SimpleNamespace(network=network, bands="rgb"), SimpleNamespace(height=96, width=64)
+        return compared._gflops(TWINS, method, trained, scene, "overlap 0") * (96 * 64) / 1e6  # of 6 windows
+
+    # Beside their encoder both have an attention, which each window needs.
+    alone, scale, scene, itself = gflops(), gflops(2), gflops("scene"), gflops(1)
+    assert scale - scene == pytest.approx((scale - itself) * 5 / 6, rel=1e-6) and itself > alone
 
 
 def test_records_of_two_comparisons_do_not_mix(tmp_path):
