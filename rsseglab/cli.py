@@ -174,7 +174,9 @@ def _add_train(commands: "_Commands") -> None:
     parser.add_argument("--weight-decay", type=float, default=1e-2, help="of AdamW")
     parser.add_argument("--schedule", default="cosine", help="cosine, poly or linear")
     parser.add_argument("--clip", type=float, default=None, metavar="NORM", help="cut the whole gradient down to it")
-    parser.add_argument("--loss", default="ce+dice", help="ce, dice, ce+dice or focal")
+    parser.add_argument(
+        "--loss", default=None, help="ce, dice, ce+dice or focal; ce+dice if not given, focal with FCtL and refinement"
+    )
     parser.add_argument("--val-every", type=int, default=100, metavar="STEPS", help="steps between validations")
     parser.add_argument(
         "--val-window",
@@ -342,7 +344,7 @@ def _train(args: argparse.Namespace) -> None:
         "weight_decay": args.weight_decay,
         "schedule": args.schedule,
         "warmup_steps": args.warmup_steps,
-        "loss": args.loss,
+        "loss": args.loss or ("focal" if method in ("fctl", "refinement") else "ce+dice"),
         "val_every": args.val_every,
         "val_window_px": (args.crop if method in ("fctl", "refinement") else args.val_window) or None,
         "augment": not args.no_augment,
@@ -652,7 +654,7 @@ def _add_ablate(commands: "_Commands") -> None:
     parser.add_argument("paper", help="fctl")
     _add_data_options(parser, "synthetic")
     parser.add_argument("--quick", action="store_true", help="a few steps on small scenes: all of it works, no more")
-    parser.add_argument("--seeds", type=int, nargs="+", default=None, help="of training; 0 1 2 if not given")
+    parser.add_argument("--seeds", type=int, nargs="+", default=None, help="of training; the ablation's if not given")
     parser.add_argument("--methods", nargs="+", default=None, metavar="NAME", help="all if not given")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, a thread each")
     parser.add_argument(

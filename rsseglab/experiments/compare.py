@@ -312,7 +312,7 @@ def run_method(
                 "val_mean_iou": fitted.val_mean_iou,
                 "training_seconds": fitted.seconds,
                 "training_peak_mib": cost.peak_mib if afresh else None,  # of a part of the run
-                "parameters": fitted.parameters,
+                "parameters": fitted.parameters + (_parameters(_segmenter(method, folder, seed)) if method.of else 0),
                 "gflops_per_mpx": None
                 if method.of
                 else _gflops(preset, method, trained, split.test[-1], chosen["way"]),
@@ -328,11 +328,19 @@ def run_method(
 
 
 def _pixels_seen(preset: Preset, method: Method, config: TrainConfig) -> int:
-    """Of training; the first stage, fusion's thumbnails and contexts included."""
+    """Of training; the first stage or segmenters, fusion's thumbnails and contexts included."""
     seen = config.steps * config.batch_size * (config.crop_px or 0) ** 2
-    first = preset.steps * preset.batch * preset.window_px**2 if method.stage == 2 else 0
+    first = preset.steps * preset.batch * preset.window_px**2 if method.stage == 2 and not method.of else 0
     small = config.steps * config.batch_size * preset.global_px**2 if method.kind == "fusion" else 0
+    if method.of:  # both segmenters, the one in full and the one stopped early
+        its = preset.methods[method.of]
+        seen += int((1 + EARLY_SHARE) * preset.steps * preset.batch * preset.window_px**2 * (1 + _wide(its)))
+        return seen + config.steps * config.batch_size * (config.crop_px or 0) ** 2 * _wide(method)
     return seen * (1 + _wide(method)) + first + small
+
+
+def _parameters(trained: TrainedNetwork) -> int:
+    return sum(p.numel() for p in trained.network.parameters())
 
 
 def _wide(method: Method) -> int:
@@ -353,8 +361,16 @@ def _train(preset: Preset, method: Method, split: Split, config: TrainConfig, fo
     return fit_method(split.train, split.val, config, folder, resume, progress=False, segmenter=segmenter)
 
 
+def _segmenter(method: Method, folder: Path, seed: int) -> TrainedNetwork:
+    """The network, trained in full, whose masks a method refines."""
+    return load_checkpoint(folder / str(method.of) / f"seed{seed}" / "best.ckpt")
+
+
 def _stopped_early(preset: Preset, method: Method, split: Split, folder: Path, seed: int) -> Path:
-    """Checkpoint of the segmenter whose masks a refinement learns to mend: trained for a part of its steps."""
+    """Checkpoint of the segmenter whose masks a refinement learns to mend: trained for a part of its steps.
+
+    The schedule ends with them, where the paper stops one that would have gone on.
+    """
     assert method.of is not None
     its = preset.methods[method.of]
     config = config_of(preset, its, seed, folder)
@@ -371,7 +387,7 @@ def _ways(preset: Preset, method: Method, trained: TrainedNetwork, folder: Path,
         return {"whole": lambda s, path: predict_decimated(trained, s, preset.downsample, path, progress=False)}
     croppings = preset.croppings(method.crop_px or preset.crop_px)
     if method.of:  # the segmenter that was not stopped, its masks refined patch by patch and laid side by side
-        segmenter = load_checkpoint(folder / method.of / f"seed{seed}" / "best.ckpt")
+        segmenter = _segmenter(method, folder, seed)
         merging = croppings[preset.merging] if preset.merging else next(iter(croppings.values()))
         side_by_side = Cropping(merging.window_px, 0, "flat")
         refine = partial(predict_by_crops, refiner=trained, refining=side_by_side, progress=False)

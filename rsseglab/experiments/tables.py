@@ -301,7 +301,7 @@ def verdicts(
 ) -> pd.DataFrame:
     """The claim matrix, a row for each claim and experiment that decides it, which stands in the column ``on``.
 
-    A comparison with runs missing is marked so: its verdicts may change.
+    A comparison that lacks runs which a claim rests on is marked so: its verdicts may change.
 
     Args:
         comparisons: from `read_comparisons`.
@@ -315,13 +315,21 @@ def verdicts(
         matrix = claim_matrix(claim_numbers(records))
         seeds = max(map(len, records.values()))
         matrix.loc[matrix["measure"].isin(_of_one_seed(records)), "verdict"] = ONE_SEED
-        on = f"{name}, {seeds} seed{'s' * (seeds > 1)}{', incomplete' if missing_runs(records) else ''}"
+        gaps = [name for name in missing_runs(records) if name.startswith("crops-") or name in _of_claims()]
+        on = f"{name}, {seeds} seed{'s' * (seeds > 1)}{', incomplete' if gaps else ''}"
         decided.append(matrix[matrix["value"].notna()].assign(on=on))
     rest = claim_matrix({}).assign(on="")
     found = pd.concat([*decided, rest])
     kept = found[(found["on"] != "") | ~found["claim"].isin([c for part in decided for c in part["claim"]])]
     order = {claim.claim: i for i, claim in enumerate(CLAIMS)}
     return kept.sort_values("claim", key=lambda claims: claims.map(order), kind="stable").reset_index(drop=True)
+
+
+def _of_claims() -> set[str]:
+    """Methods, other than crops, that some claim's difference or pair accuracy is of."""
+    asked = {claim.measure for claim in CLAIMS}
+    names = {name for measure, pair in DIFFERENCES.items() if measure in asked for name in pair}
+    return names | set(PAIR_ACCURACIES.values())
 
 
 def _of_one_seed(records: Records) -> set[str]:

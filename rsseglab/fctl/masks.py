@@ -4,8 +4,8 @@ A segmenter labels whole scenes as it always does; its class probabilities, merg
 of masks patches and contexts are read as of any other, so that training and labelling are those of `FCtL`.
 
 A refinement that learns from masks of scenes that the segmenter has learned by heart finds nothing to mend. The paper's
-remedy: train it on masks of a segmenter that was stopped early (after 20 of 50 epochs), and use it on those of the one
-that was not.
+remedy: train it on masks of a segmenter that was stopped early (after 20 of 50 epochs; here: one that was trained for
+fewer steps, its schedule ending with them), and use it on those of the one that was not.
 
 Source:
     Li, Yang, Liu, Yu, He, "From Contexts to Locality", ICCV 2021, sections 3.2 and 4.2.
