@@ -33,7 +33,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from rsseglab.errors import UserError
 from rsseglab.spatial import Layout
@@ -340,8 +340,15 @@ def network_cost(
 
 
 def flop_counter() -> Any:
-    """Torch's counter of FLOPs, for cut tensors too; it tells no modules apart."""
-    counter: Any = FlopCounterMode(display=False)
+    """Torch's counter of FLOPs, for cut tensors and a CPU's attention too; it tells no modules apart."""
+    aten = torch.ops.aten
+    of_cpu = {  # torch counts these since 2.15 alone
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+            lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4])
+        ),
+    }
+    counter: Any = FlopCounterMode(display=False, custom_mapping=of_cpu)
     counter.mod_tracker = _NoModules()  # torch's own hangs hooks on tensors, which a cut one does not take
     return counter
 
