@@ -54,6 +54,8 @@ class CropDataset(Dataset[Sample]):
         fill: see `read_sample`.
         statistics: mean and standard deviation of each band, by which crops are augmented; as they are when not given.
         part: which part of an augmented crop is read, see `Part`; all of it when not given.
+
+    Attributes:
         shades: whether augmentation varies brightness and contrast too.
 
     Raises:
@@ -69,7 +71,6 @@ class CropDataset(Dataset[Sample]):
         *,
         statistics: tuple[Tensor, Tensor] | None = None,
         part: Part | None = None,
-        shades: bool = True,
     ) -> None:
         for scene in scenes:
             if crop_px is not None and min(scene.height, scene.width) < crop_px:
@@ -78,7 +79,7 @@ class CropDataset(Dataset[Sample]):
                     f"train with --crop {min(scene.height, scene.width) // 32 * 32} or less."
                 )
         self.scenes, self.crop_px, self.seed, self.fill = list(scenes), crop_px, seed, fill
-        self.statistics, self.part, self.shades = statistics, part, shades
+        self.statistics, self.part, self.shades = statistics, part, True
         areas = np.array([scene.height * scene.width for scene in scenes], dtype=float)
         self._share = areas / areas.sum()
 
