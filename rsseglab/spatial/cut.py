@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from rsseglab.spatial.errors import SpatialError
-from rsseglab.spatial.layout import Layout, bounds
+from rsseglab.spatial.layout import Layout
 
 Interval = tuple[int, int]
 Shape = tuple[int, ...]
@@ -70,7 +70,7 @@ def local_shape(shape: Sequence[int], axes: Axes, tile: int) -> Shape:
 
 def map_axes(layout: Layout, height: int, width: int, dims: tuple[int, int] = (2, 3)) -> Axes:
     """The engine's own cut of a map of ``height`` x ``width`` whose rows and columns are ``dims``."""
-    rows, cols = Axis(dims[0], bounds(height, layout.rows)), Axis(dims[1], bounds(width, layout.cols))
+    rows, cols = Axis(dims[0], layout.bounds(height, layout.rows)), Axis(dims[1], layout.bounds(width, layout.cols))
     if layout.cols == 1:
         return (rows,)
     return (cols,) if layout.rows == 1 else (rows, cols)

@@ -6,7 +6,8 @@ as they are, once; ``rsseglab.spatial.stream`` then decides in which order the n
 results are kept.
 
 Only what owns memory is a node. A view is a note on a reference, ``Ref``, and is taken anew by whoever reads it; so a
-node's result is freed, or moved to disk, as one piece.
+node's result is freed, or moved to disk, as one piece. So is a band with its neighbours' rows around it, ``Window``,
+where the band has room for them (``rsseglab.spatial.halos``).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rsseglab.spatial.errors import SpatialError
+from rsseglab.spatial.halos import PLACED, Room, beside, in_rows
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 aten = torch.ops.aten
@@ -36,6 +38,7 @@ WRITES_TO_A_PART = (
     "overwrites a part of a tensor while a scene is streamed; build the new tensor out of place (torch.where, "
     "torch.cat), or label the scene whole."
 )
+NESTED = (tuple, list, dict, torch.Size)
 ASKS_FOR_VALUES = (aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default)
 
 
@@ -53,10 +56,13 @@ class Node:
         tile: of the scene that it is about, as far as that can be told: that of the largest tensor that it reads.
         number: nodes are numbered as they are written down.
         barrier: whether all of the scene goes into it.
+        room: rows of memory around the (first) result, for windows over it.
+        window: if it puts rows of neighbours around a band that has room for them: what, and which is the band.
     """
 
     __slots__ = (
-        "_open", "args", "barrier", "constants", "function", "kwargs", "layer", "nbytes", "number", "reads", "tile",
+        "_open", "args", "barrier", "constants", "function", "kwargs", "layer", "nbytes", "number", "reads", "room",
+        "tile", "window",
     )  # fmt: skip
 
     def __init__(
@@ -71,15 +77,25 @@ class Node:
     ) -> None:
         self.function, self.args, self.kwargs = function, args, kwargs
         self.layer, self.tile, self.number = layer, tile, number
-        leaves = [(i, leaf) for i, arg in enumerate(args) for leaf in _leaves(arg)]
-        leaves += [(-1, leaf) for leaf in _leaves(kwargs)] if kwargs else []
-        given = [(i, leaf) for i, leaf in leaves if type(leaf) is Ref or type(leaf) is Input]
+        leaves = [_leaves(arg) if type(arg) in NESTED else (arg,) for arg in args]
         # Most arguments are plain numbers; a run looks at those alone that are something else each time.
-        self._open = tuple(dict.fromkeys(i for i, _ in given if i >= 0))
-        self.reads = tuple(dict.fromkeys([leaf.node for _, leaf in given if type(leaf) is Ref]))
-        self.constants = tuple([leaf for _, leaf in leaves if isinstance(leaf, Tensor)])
-        self.nbytes = sum([t.untyped_storage().nbytes() for t in results])
+        self._open = tuple([i for i, its in enumerate(leaves) if any(type(leaf) in OPEN for leaf in its)])
+        every = [leaf for its in (*leaves, _leaves(kwargs)) for leaf in its]
+        self.reads = tuple(dict.fromkeys([node for leaf in every if type(leaf) in OPEN for node in leaf.nodes]))
+        self.constants = tuple([leaf for leaf in every if isinstance(leaf, Tensor)])
+        self.nbytes = sum([x.nbytes for x in results])
         self.barrier = False
+        self.room: Room | None = None
+        self.window: tuple[tuple[Ref, ...], int] | None = None
+
+    def make_room(self, room: Room, row_bytes: int) -> None:
+        """Have the result, and one whose place it may take, lie in memory with rows around it."""
+        node: Node | None = self
+        while node is not None and node.function in PLACED:
+            rows = 0 if node.room is None else node.room.before + node.room.after
+            node.room = room | node.room
+            node.nbytes += (node.room.before + node.room.after - rows) * row_bytes
+            node = node.operand
 
     @property
     def operand(self) -> Node | None:
@@ -97,21 +113,27 @@ class Node:
         """
 
         def value(leaf: Any) -> Any:
-            if type(leaf) is Ref:
-                return leaf.of(values(leaf.node))
+            if type(leaf) is Ref or type(leaf) is Window:
+                return leaf.of(values)
             return inputs[leaf.name] if type(leaf) is Input else leaf
 
         args = list(self.args)
         for i in self._open:
-            args[i] = _changed(value, args[i])
-        function = IN_PLACE[self.function] if overwrites else self.function
-        return function(*args, **(_changed(value, self.kwargs) if self.kwargs else {}))
+            arg = args[i]
+            args[i] = arg.of(values) if type(arg) is Ref else _changed(value, arg)
+        kwargs = _changed(value, self.kwargs) if self.kwargs else {}
+        if overwrites:
+            return IN_PLACE[self.function](*args, **kwargs)
+        if self.room is not None and in_rows(first := _leaves(args[0])[0]):
+            return PLACED[self.function](*args, **kwargs, out=self.room.band(first.device))
+        return self.function(*args, **kwargs)
 
 
 class Input:
     """In the place of an argument: what a program is given when it is run, by name."""
 
     __slots__ = ("name",)
+    nodes = ()
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -134,9 +156,36 @@ class Ref:
     def __init__(self, node: Node, index: int | None = None, views: tuple[View, ...] = ()) -> None:
         self.node, self.index, self.views = node, index, views
 
-    def of(self, result: Any) -> Any:
-        """The tensor that is meant, from the node's result."""
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The node, as one of those that are read."""
+        return (self.node,)
+
+    def of(self, values: Callable[[Node], Any]) -> Any:
+        """The tensor that is meant, from the results of nodes."""
+        result = values(self.node)
         return _seen(result if self.index is None else result[self.index], self.views)
+
+
+class Window:
+    """A band with its neighbours' rows around it, seen through views: put together anew for each who reads it."""
+
+    __slots__ = ("own", "pieces", "views")
+
+    def __init__(self, pieces: tuple[Ref, ...], own: int, views: tuple[View, ...]) -> None:
+        self.pieces, self.own, self.views = pieces, own, views
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Those that are read."""
+        return tuple([piece.node for piece in self.pieces])
+
+    def of(self, values: Callable[[Node], Any]) -> Any:
+        """The tensor that is meant, from the results of nodes."""
+        return _seen(beside([piece.of(values) for piece in self.pieces], self.own), self.views)
+
+
+OPEN = (Ref, Window, Input)
 
 
 def _seen(x: Any, views: tuple[View, ...]) -> Any:
@@ -159,7 +208,7 @@ def _written(function: Any, views: tuple[View, ...], x: Tensor, *args: Any, **kw
 
 def _leaves(args: Any) -> list[Any]:
     """What nested arguments hold."""
-    if not isinstance(args, tuple | list | dict):
+    if not isinstance(args, NESTED):
         return [args]
     leaves: list[Any] = []
     pending = [args]
@@ -167,8 +216,8 @@ def _leaves(args: Any) -> list[Any]:
         value = pending.pop()
         if type(value) is dict:
             pending += reversed(value.values())
-        elif isinstance(value, tuple | list):
-            pending += reversed(value)
+        elif isinstance(value, NESTED):
+            pending += list(value)[::-1]
         else:
             leaves.append(value)
     return leaves
@@ -176,11 +225,11 @@ def _leaves(args: Any) -> list[Any]:
 
 def _changed(change: Callable[[Any], Any], args: Any) -> Any:
     """Nested arguments with each leaf changed."""
-    if isinstance(args, tuple | list):
-        return type(args)([_changed(change, value) for value in args])
+    if not isinstance(args, NESTED):
+        return change(args)
     if type(args) is dict:
         return {key: _changed(change, value) for key, value in args.items()}
-    return change(args)
+    return type(args)([_changed(change, value) for value in args])
 
 
 class Root:
@@ -236,6 +285,7 @@ class Recorder:
         args: tuple[Input, ...] = (),
     ) -> LazyTensor:
         """A tensor that a function will give: once, or again to each operation that reads it."""
+        meta = self._same(meta)
 
         def node() -> Node:
             return self._node(function, args, {}, [meta], tile)
@@ -255,11 +305,10 @@ class Recorder:
             )
         if function._schema.is_mutable:
             self._check_target(function, args)
+            return self._in_place(function, args, kwargs)
         meta = self._shapes(function, args, kwargs)
         if function.is_view or function is aten._unsafe_view.default:
             return self._view(function, args, kwargs, meta)
-        if function._schema.is_mutable:
-            return self._in_place(function, args, kwargs)
         return self._results(function, args, kwargs, meta)
 
     def write(self, function: Any, args: Any, kwargs: Any) -> Any:
@@ -281,8 +330,9 @@ class Recorder:
         while stack:
             ref = stack.pop()
             node = ref.node
-            if node.function is aten.add.Tensor and not node.kwargs and not ref.views and ref.index is None:
-                stack += [arg for arg in node.args if isinstance(arg, Ref)]
+            sum_of_two = node.function is aten.add.Tensor and all(type(arg) is Ref for arg in node.args)
+            if sum_of_two and not node.kwargs and not ref.views and ref.index is None:
+                stack += node.args
             else:
                 terms.append(ref)
         terms.sort(key=lambda ref: -1 if ref.node.tile is None else ref.node.tile, reverse=True)
@@ -307,15 +357,20 @@ class Recorder:
 
     def _shapes(self, function: Any, args: Any, kwargs: Any) -> Any:
         """What a function gives on ``meta`` tensors; most bands ask for what another has asked for before."""
-        asked = (function, _signature(args), _signature(kwargs))
+        asked = (function, _signature(args), _signature(kwargs) if kwargs else None)
         if asked not in self._known:
             try:
-                self._known[asked] = function(*_changed(self._on_meta, args), **_changed(self._on_meta, kwargs))
+                found = function(*_changed(self._on_meta, args), **_changed(self._on_meta, kwargs))
+                self._known[asked] = _changed(lambda x: self._same(x) if isinstance(x, Tensor) else x, found)
             except NotImplementedError as error:
                 raise SpatialError(
                     f"{function} can't be planned ({error}); label the scene whole, or in crops."
                 ) from error
         return self._known[asked]
+
+    def _same(self, meta: Tensor) -> Tensor:
+        """One ``meta`` tensor for all that are alike, so that they are known by it."""
+        return self._known.setdefault((meta.shape, meta.stride(), meta.dtype), meta)  # type: ignore[no-any-return]
 
     def _results(self, function: Any, args: Any, kwargs: Any, meta: Any) -> Any:
         lazy = _lazy_in((args, kwargs))
@@ -325,6 +380,8 @@ class Recorder:
             args = (torch.empty((), dtype=x.dtype, device=x.device).expand(x.shape), *args[1:])
         results = [meta] if isinstance(meta, Tensor) else [m for m in meta if isinstance(m, Tensor)]
         node = self._node(function, _referred(args), _referred(kwargs), results, tile)
+        if function is aten.cat.default:
+            node.window = _window(*args)
         if isinstance(meta, Tensor):
             return LazyTensor(self, meta, Root(node, meta.shape), (), device)
         return type(meta)(
@@ -434,6 +491,13 @@ class LazyTensor(Tensor):
         """What it stands for by now."""
         return Ref(self.root.read(), self.root.index, self.views)
 
+    @property
+    def operand(self) -> Ref | Window:
+        """What is handed to an operation on it."""
+        if self.root.node.window is None:
+            return self.ref
+        return Window(*self.root.node.window, self.views)
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"LazyTensor(shape={list(self.shape)}, dtype={self.dtype}, device={self.device})"
 
@@ -506,7 +570,7 @@ def _first_lazy(args: Any) -> LazyTensor | None:
         return args
     if type(args) is dict:
         args = tuple(args.values())
-    if isinstance(args, tuple | list):
+    if isinstance(args, NESTED):
         for value in args:
             if (found := _first_lazy(value)) is not None:
                 return found
@@ -537,15 +601,30 @@ def _version(x: Tensor) -> int:
 
 def _signature(args: Any) -> Any:
     """All that the shapes of a function's results depend on."""
-    if isinstance(args, Tensor):
-        return args.shape, args.stride(), args.dtype
-    if isinstance(args, tuple | list):
-        return tuple(map(_signature, args))
+    if type(args) is LazyTensor:
+        return args.meta
     if type(args) is dict:
-        return tuple((key, _signature(value)) for key, value in args.items())
-    return type(args), args
+        return tuple([(key, _signature(value)) for key, value in args.items()])
+    if isinstance(args, NESTED):
+        return tuple([_signature(value) for value in args])
+    return (args.shape, args.stride(), args.dtype) if isinstance(args, Tensor) else (type(args), args)
 
 
 def _referred(args: Any) -> Any:
     """Arguments with a reference in the place of each lazy tensor."""
-    return _changed(lambda leaf: leaf.ref if isinstance(leaf, LazyTensor) else leaf, args)
+    return _changed(lambda leaf: leaf.operand if isinstance(leaf, LazyTensor) else leaf, args)
+
+
+def _window(tensors: Sequence[Any], dim: int = 0) -> tuple[tuple[Ref, ...], int] | None:
+    """If tensors are joined to a band with rows of neighbours around it, and it can have room for them: it gets it."""
+    whole = [i for i, x in enumerate(tensors) if isinstance(x, LazyTensor) and not x.views]
+    if dim != 2 or len(whole) != 1 or not all(isinstance(x, LazyTensor) for x in tensors):
+        return None
+    own = whole[0]
+    band = tensors[own]
+    if band.root.node.function not in PLACED or band.root.index or band.dim() != 4 or len(band) != 1:
+        return None
+    rows = [x.shape[2] for x in tensors]
+    row_bytes = band.shape[1] * band.shape[3] * band.element_size()
+    band.root.node.make_room(Room(band.shape, band.dtype, sum(rows[:own]), sum(rows[own + 1 :])), row_bytes)
+    return tuple(x.ref for x in tensors), own

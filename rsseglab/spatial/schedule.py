@@ -87,8 +87,7 @@ class Schedule:
             steps = iter(self.steps)
             while (step := _to_target(steps, disk, inputs, finish)) is not None:
                 for target in step.targets:
-                    ref = self.targets[target]
-                    yield target, ref.of(disk.value(ref.node))
+                    yield target, self.targets[target].of(disk.value)
                 finish(step)
 
     @property
@@ -211,7 +210,10 @@ def _steps(order: Sequence[Node], targets: Sequence[Ref], memory: _Memory) -> It
                 memory.next_read(each, reads[each][-1])
             else:
                 memory.drop(each)
-        overwrites = node.operand in dropped and node.operand not in kept
+        operand = node.operand
+        overwrites = operand is not None and operand in dropped and operand not in kept
+        if operand is not None and node.room is not None and operand.room is None:
+            overwrites = False  # windows over it would have to be copies
         yield Step(node, spilled, dropped, tuple(complete[step]), overwrites)
 
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from rsseglab.spatial.cut import Axes, Axis, Interval, map_axes, window_of
 from rsseglab.spatial.errors import SpatialError
-from rsseglab.spatial.layout import bounds
 from rsseglab.spatial.tensor import Handler, SceneTensor, fetch_windows, is_cut, relaid
 
 Needs = Callable[[int, int], Interval]
@@ -94,7 +93,7 @@ def as_map(x: SceneTensor, name: str) -> SceneTensor:
 
 def out_axes(x: SceneTensor, sizes: tuple[int, int]) -> Axes:
     """The cut of an output map of ``sizes``, along the dimensions in which ``x`` is cut."""
-    return tuple(Axis(a.dim, bounds(sizes[a.dim - 2], len(a.bounds) - 1)) for a in x.axes)
+    return tuple(Axis(a.dim, x.layout.bounds(sizes[a.dim - 2], len(a.bounds) - 1)) for a in x.axes)
 
 
 def intervals(axes: Axes, tile: int, sizes: tuple[int, int]) -> tuple[Interval, Interval]:

@@ -13,9 +13,9 @@ from rsseglab.spatial.tensor import relaid
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 500), st.integers(1, 17))
-def test_bounds_cut_all_and_nothing_twice(length, parts):
-    b = bounds(length, parts)
+@given(st.integers(1, 500), st.integers(1, 17), st.sampled_from([64, 4, 2]))
+def test_bounds_cut_all_and_nothing_twice(length, parts, rows_kept):
+    b = bounds(length, parts, rows_kept)
     assert len(b) == parts + 1 and b[0] == 0 and b[-1] == length and list(b) == sorted(b)
     if length >= parts:
         assert all(b[k] < b[k + 1] for k in range(parts))
@@ -28,12 +28,26 @@ def test_a_halved_map_is_cut_at_half_the_rows(parts, halvings):
     assert bounds(length, parts) == tuple(2 * b for b in bounds(length // 2, parts))
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 300))
+def test_few_rows_kept_keep_deep_maps_on_the_grid(parts, units):
+    """Of at least two units of 32 rows a part: down to stride 16 at least, whatever the height."""
+    length = 32 * (2 * parts + units)
+    for halvings in range(5):
+        assert bounds(length >> halvings, parts, 4) == tuple(b >> halvings for b in bounds(length, parts, 4))
+
+
 def test_parts_of_a_large_scene_are_about_equal():
     for length in (1000, 2048, 5123, 20000):
         for parts in (2, 3, 5, 8, 11):
             b = bounds(length, parts)
             sizes = [b[k + 1] - b[k] for k in range(parts)]
             assert max(sizes) <= 1.05 * length / parts
+
+
+def test_rows_kept_are_checked():
+    with pytest.raises(SpatialError, match="keep at least 2"):
+        Layout(2, rows_kept=1)
 
 
 @st.composite

@@ -10,7 +10,7 @@ from segmentation_models_pytorch.decoders.deeplabv3.decoder import ASPPPooling
 from timm.layers import DropPath
 from torch import nn
 
-from rsseglab.spatial import SpatialError, schedule, stream
+from rsseglab.spatial import SpatialError, lazy, schedule, stream
 from rsseglab.spatial.lazy import Input, Node, Ref
 
 
@@ -43,7 +43,10 @@ def check(decoder, encoder, size):
     short = stream.plan(model, *size, 3, rows=24, memory_mib=plan.peak_bytes / 2**21)
     assert short.written_bytes and short.peak_bytes < plan.peak_bytes
     assert difference(streamed(short, image), whole) < 1e-10
-    assert difference(streamed(plan, image), whole) < 1e-10  # once more: a plan holds no values
+    model.to(memory_format=torch.channels_last)  # bands lie in the middle of their rooms; and a plan holds no values
+    image = image.to(memory_format=torch.channels_last)
+    assert difference(streamed(plan, image), whole) < 1e-10
+    assert difference(streamed(short, image), whole) < 1e-10
 
 
 @pytest.mark.parametrize(("decoder", "encoder", "size"), QUICK)
@@ -55,6 +58,55 @@ def test_quick_networks(decoder, encoder, size):
 @pytest.mark.parametrize(("decoder", "encoder", "size"), [n for n in NETWORKS if n not in QUICK])
 def test_networks(decoder, encoder, size):
     check(decoder, encoder, size)
+
+
+class Rooms(nn.Module):
+    """Bands under windows of many sizes, in memory that others write to, or want for themselves."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.wide = nn.Conv2d(8, 8, 3, padding=2, dilation=2)
+        self.down, self.narrow = nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.Conv2d(8, 8, 3)
+
+    def forward(self, x):
+        y = F.relu(self.norm(self.conv(x)))
+        a, b = self.wide(y), F.interpolate(self.down(y), size=y.shape[2:])
+        z = torch.cat([a, F.max_pool2d(y, 3, 1, 1)], 1)
+        y.mul_(2)  # after windows over it were read, and before others are
+        c, d = self.wide(y + a), F.pad(self.narrow(y.relu_()), (1, 1, 1, 1))
+        return torch.cat([F.relu(F.relu(z)), F.avg_pool2d(z, 5, 1, 2), F.relu(c), d.roll(1, 2) + b], 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("memory_mib", [None, 0.02])
+def test_bands_in_rooms(dtype, memory_mib, monkeypatch):
+    model, image = Rooms().to(dtype, memory_format=torch.channels_last).eval(), scene((70, 24), 1).to(dtype)
+    image = image.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        whole = model(image)
+    joined, beside = [], lazy.beside
+
+    def counted(pieces, own):
+        window = beside(pieces, own)
+        joined.append(window.untyped_storage().data_ptr() == pieces[own].untyped_storage().data_ptr())
+        return window
+
+    monkeypatch.setattr(lazy, "beside", counted)
+    plan = stream.plan(model, 70, 24, 3, rows=7, dtype=dtype, memory_mib=memory_mib)
+    assert difference(streamed(plan, image), whole) < (1e-10 if dtype == torch.float64 else 1e-5)
+    assert len(joined) > 40 and (memory_mib or all(joined))  # what comes back from disk has no room
+
+
+def test_a_room_is_of_the_results_kind():
+    """Not of the first operand's, to which sums would be rounded."""
+
+    def sums(x):
+        return F.avg_pool2d(x.half() + x, 3, 1, 1)
+
+    image = scene((40, 20), 1).float().to(memory_format=torch.channels_last)
+    plan = stream.plan(Refused(sums).eval(), 40, 20, 3, rows=8, dtype=torch.float32)
+    assert torch.equal(streamed(plan, image), sums(image))
 
 
 class Plain(nn.Module):
