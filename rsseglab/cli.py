@@ -245,10 +245,19 @@ FCTL_ONLY: dict[str, object] = {
     "correlation": "attention", "value": "context", "whiten": False, "fusion": "code", "stages": "joint",
 }  # fmt: skip
 CONTEXTS_ONLY: dict[str, object] = {"contexts": None, "edge": "pad"}
+WINDOWS_ONLY: dict[str, object] = {"val_window": 512}
+ENCODERS_ONLY: dict[str, object] = {"encoder": "resnet18", "decoder": "unet", "weights": "none"}
 ONLY: tuple[tuple[tuple[str, ...], str, str, dict[str, object]], ...] = (
     (("rest",), "REST's", "say how tiles meet with --interaction", REST_ONLY),
     (("fctl",), "FCtL's", "give --method fctl", FCTL_ONLY),
     (("fctl", "refinement"), "for patches with contexts", "give --method fctl or refinement", CONTEXTS_ONLY),
+    (
+        ("stock", "rest"),
+        "for methods without patches",
+        "FCtL's and refinement's are validated on patches",
+        WINDOWS_ONLY,
+    ),
+    (("stock", "rest", "fctl"), "for networks on an encoder", "refinement has its own", ENCODERS_ONLY),
 )
 PRESETS = ("rest-stage1", "rest-stage2", "fctl-deepglobe", "fctl-inria")
 
@@ -275,7 +284,7 @@ def _method(args: argparse.Namespace) -> str:
             else "method rest needs to know how tiles meet; give --interaction, such as exact+spim."
         )
     for owners, whose, remedy, options in ONLY:
-        idle = [name for name, default in options.items() if getattr(args, name) != default]
+        idle = [name.replace("_", "-") for name, default in options.items() if getattr(args, name) != default]
         if idle and method not in owners:
             raise UserError(f"--{idle[0]} is {whose}; {remedy}, or leave it out.")
     return method
@@ -286,6 +295,8 @@ def _options(args: argparse.Namespace, method: str) -> dict[str, object] | None:
     if method == "rest":
         return _rest_options(args)
     if method == "fctl":
+        if args.encoder == "vgg16" and args.decoder != "unet":
+            raise UserError("FCtL on vgg16 is the published FCN-8s, with a decoder of its own; leave out --decoder.")
         scales = [_scale_of(text) for text in args.contexts or ("1", "2", "3")]
         return {"contexts": scales, "edge": args.edge, **{name: getattr(args, name) for name in FCTL_ONLY}}
     if method == "refinement":
@@ -425,10 +436,11 @@ def _predict(args: argparse.Namespace) -> None:
     from rsseglab.training.checkpoint import load_checkpoint
     from rsseglab.training.networks import ANY_SIZE
 
-    if (args.whole or args.stream) and (args.probabilities or args.window or args.refine):
+    if (args.whole or args.stream) and (args.probabilities or args.window or args.refine or args.merge != "logits"):
         way = "--whole" if args.whole else "--stream"
         raise UserError(
-            f"{way} has no windows and writes no probabilities; leave out --window, --probabilities and --refine."
+            f"{way} has no windows and writes no probabilities; leave out --window, --merge, --probabilities and "
+            "--refine."
         )
     if args.whole and args.stream:
         raise UserError("--whole labels a scene in one pass, --stream band by band; give one of them.")

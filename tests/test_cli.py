@@ -315,6 +315,10 @@ def test_patches_with_contexts_from_the_command_line(data, tmp_path, capsys):
     assert "give that as --checkpoint, this as --refine" in alone
     whole = refused(capsys, "predict", *options(data), "--checkpoint", runs["fctl"], "--whole")
     assert "labels patches" in whole
+    stream = ["--stream", "--merge", "probabilities"]
+    assert "leave out --window, --merge" in refused(
+        capsys, "predict", *options(data), "--checkpoint", "a.ckpt", *stream
+    )
     no = refused(capsys, "predict", *options(data), "--checkpoint", runs["fctl"], "--refine", runs["fctl"])
     assert "refines no masks" in no
 
@@ -359,6 +363,12 @@ def test_options_of_patches_that_would_do_nothing_are_refused(data, tmp_path, ca
     assert "unknown method 'glnet'" in refused(capsys, *train, "--method", "glnet")
     assert "leave out --spatial" in refused(capsys, *train, *FCTL, "--spatial", "2", "--in-process")
     assert "none of a whole scene" in refused(capsys, *train, *FCTL, "--crop", "0", "--batch-size", "1")
+    assert "leave out --spatial, --in-process" in refused(capsys, *train, *FCTL, "--in-process")
+    assert "--val-window is for methods without patches" in refused(capsys, *train, *FCTL, "--val-window", "64")
+    mend = ["--method", "refinement", "--segmenter", tmp_path / "a.ckpt"]
+    assert "--encoder is for networks on an encoder" in refused(capsys, *train, *mend, "--encoder", "test_resnet")
+    published = ["--method", "fctl", "--encoder", "vgg16", "--decoder", "fpn"]
+    assert "leave out --decoder" in refused(capsys, *train, *published)
 
 
 def test_the_published_presets_of_fctl(data, tmp_path):

@@ -10,7 +10,9 @@ that have none. Tables, differences and the claim matrix are made of records alo
 
 import hashlib
 import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -576,10 +578,23 @@ def _run_all(
             _say(run_method(preset, name, seed, out, records, root, jobs))
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool_:
+    with ProcessPoolExecutor(jobs, context, initializer=_begin_worker) as pool_:
         waiting = [pool_.submit(run_method, preset, name, seed, out, records, root, jobs) for name, seed in todo]
         for future in waiting:
             _say(future.result())
+
+
+def _begin_worker() -> None:
+    """One thread; and an end when the parent process ends, however it does: a run by itself would go on for minutes."""
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _say(path: Path) -> None:

@@ -1,8 +1,9 @@
 r"""Contexts: what lies around a patch, as small as the patch.
 
 The context of scale :math:`\lambda` of a patch of w px is the box of :math:`\lambda w` px with the same centre, read on
-a grid of w x w cells; scale 1 is the patch itself. The *global* context is the whole scene. A wide context so costs a
-small read, never a full decode: raster files are read decimated, from their overviews where they have any.
+a grid of w x w cells; scale 1 is the patch itself. The *global* context is the whole scene, read once. Raster files are
+read decimated: from their overviews, where they have any, a wide context costs a small read (without, its blocks are
+decoded, and no more than w x w cells are kept).
 
 At the scene's edge a box may reach past it. ``edge="pad"`` leaves it centred, and what lies outside holds no data (in
 the authors' code, which pads with black); ``edge="clip"`` moves it inside, so that every cell shows ground and the
@@ -42,6 +43,19 @@ def check_scales(scales: Sequence[float | str]) -> None:
             raise UserError(f"a context of scale {scale} is smaller than its patch; give 1 or more, or '{GLOBAL}'.")
 
 
+def check_size(scene: Scene, patch_px: int) -> None:
+    """Whether a patch fits into a scene.
+
+    Raises:
+        UserError: the scene is smaller.
+    """
+    if min(scene.height, scene.width) < patch_px:
+        raise UserError(
+            f"scene {scene.name} is {scene.width} x {scene.height} px, smaller than a patch of {patch_px} px; "
+            "choose smaller patches."
+        )
+
+
 class Contexts:
     """Reads the contexts of a scene's patches.
 
@@ -60,11 +74,7 @@ class Contexts:
     ) -> None:
         if edge not in EDGES:
             raise UserError(f"there is no edge '{edge}'; choose {' or '.join(EDGES)}.")
-        if min(scene.height, scene.width) < patch_px:
-            raise UserError(
-                f"scene {scene.name} is {scene.width} x {scene.height} px, smaller than a patch of {patch_px} px; "
-                "choose smaller patches."
-            )
+        check_size(scene, patch_px)
         check_scales(scales)
         self.scene, self.patch_px, self.scales, self.edge = scene, patch_px, tuple(scales), edge
 

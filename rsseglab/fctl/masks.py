@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from rsseglab.errors import UserError
+from rsseglab.fctl.contexts import check_size
 from rsseglab.fctl.predict import predict_contexts
 from rsseglab.fctl.training import check_in_one_process, fit_contexts
 from rsseglab.inference.crops import Cropping
@@ -108,6 +109,7 @@ def predict_refined(
     Raises:
         UserError: the classes are others, or as `predict_contexts`.
     """
+    check_size(scene, cropping.window_px)  # before a segmenter has spent minutes on it
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
         crude = Path(folder) / "probabilities.tif"

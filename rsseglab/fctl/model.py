@@ -214,6 +214,13 @@ class FCtL(nn.Module):
         """Take from networks of one context each: the encoder that saw it, and how the patch looks at it.
 
         The patch's own encoder, decoder and head are those of the first.
+
+        Args:
+            stages: a network for each scale.
+
+        Raises:
+            ValueError: a scale is none of the contexts.
+            RuntimeError: a network has layers of other sizes.
         """
         self.load_baseline(next(iter(stages.values())))
         for scale, stage in stages.items():

@@ -165,8 +165,10 @@ def check_in_one_process(config: TrainConfig) -> None:
     """
     if under_torchrun():  # each rank would train by itself, and all of them write the same files
         raise UserError(f"{config.method} trains in one process; start it without torchrun.")
-    if config.spatial != "1" or config.freeze_early:
-        raise UserError(f"{config.method} trains on patches in one process; leave out --spatial and --freeze-early.")
+    if config.spatial != "1" or config.in_process or config.freeze_early:
+        raise UserError(
+            f"{config.method} trains on patches in one process; leave out --spatial, --in-process and --freeze-early."
+        )
 
 
 def fit_fctl(

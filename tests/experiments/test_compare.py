@@ -1,6 +1,9 @@
 """The comparison end to end on two tiny runs, and its tables, page and figures on made records."""
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -352,3 +355,38 @@ def test_intervals_that_hold_the_reference_are_hollow():
     assert dots[0] == "white" and dots[1] != "white"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["open", "closed"]
     plots.plt.close("all")
+
+
+KILLED = """
+import sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from rsseglab.experiments.compare import _begin_worker
+
+def beat(path):
+    while True:
+        Path(path).touch()
+        time.sleep(0.1)
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin_worker) as pool:
+        pool.submit(beat, sys.argv[1]).result()
+"""
+
+
+def test_runs_side_by_side_end_with_who_started_them(tmp_path):
+    script, beat = tmp_path / "killed.py", tmp_path / "beat"
+    script.write_text(KILLED)
+    parent = subprocess.Popen([sys.executable, script, beat])
+    assert wait_for(beat.is_file)
+    parent.kill()
+    parent.wait()
+    assert wait_for(lambda: time.time() - beat.stat().st_mtime > 3)
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not (met := condition()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return met
