@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from rsseglab.scenes.scene import IGNORE_INDEX
 
 
-def cross_entropy(logits: Tensor, label: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
+def cross_entropy(logits: Tensor, label: Tensor, ignore_index: int = IGNORE_INDEX, smoothing: float = 0.0) -> Tensor:
     r"""Cross-entropy, averaged over the pixels that count.
 
-    .. math:: L = \frac{1}{|V|} \sum_{i \in V} -\log p_{i, y_i}, \qquad V = \{i : y_i \ne \mathrm{ignore}\}
+    .. math:: L = \frac{1}{|V|} \sum_{i \in V} \Big(-(1 - s) \log p_{i, y_i}
+              - \frac{s}{K} \sum_k \log p_{ik}\Big), \qquad V = \{i : y_i \ne \mathrm{ignore}\}
 
     A batch in which no pixel counts has loss and gradient 0 (torch gives NaN).
 
@@ -18,19 +19,20 @@ def cross_entropy(logits: Tensor, label: Tensor, ignore_index: int = IGNORE_INDE
         logits: shape (B, K, H, W).
         label: shape (B, H, W), class indices.
         ignore_index: label of the pixels that do not count.
+        smoothing: share s of a label that is spread over all classes (label smoothing).
 
     Returns:
         A scalar.
     """
-    total = F.cross_entropy(logits, label, ignore_index=ignore_index, reduction="sum")
+    total = F.cross_entropy(logits, label, ignore_index=ignore_index, reduction="sum", label_smoothing=smoothing)
     return total / (label != ignore_index).sum().clamp(min=1)
 
 
-def dice(logits: Tensor, label: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
+def dice(logits: Tensor, label: Tensor, ignore_index: int = IGNORE_INDEX, smooth: float = 0.0) -> Tensor:
     r"""Soft Dice loss over the pixels that count, averaged over the classes that occur in the batch.
 
     .. math:: L = 1 - \frac{1}{|C|} \sum_{k \in C}
-              \frac{2 \sum_{i \in V} p_{ik} t_{ik}}{\sum_{i \in V} p_{ik} + \sum_{i \in V} t_{ik}}
+              \frac{2 \sum_{i \in V} p_{ik} t_{ik} + s}{\sum_{i \in V} p_{ik} + \sum_{i \in V} t_{ik} + s}
 
     with :math:`p` the softmax of the logits, :math:`t` the one-hot label and :math:`C` the classes with
     :math:`\sum_i t_{ik} > 0`; 0 when no pixel counts.
@@ -39,6 +41,7 @@ def dice(logits: Tensor, label: Tensor, ignore_index: int = IGNORE_INDEX) -> Ten
         logits: shape (B, K, H, W).
         label: shape (B, H, W), class indices.
         ignore_index: label of the pixels that do not count.
+        smooth: px s that are added to both sides of the ratio.
 
     Returns:
         A scalar.
@@ -51,7 +54,7 @@ def dice(logits: Tensor, label: Tensor, ignore_index: int = IGNORE_INDEX) -> Ten
     t = F.one_hot(label.where(counts.squeeze(1), 0), logits.shape[1]).movedim(-1, 1) * counts
     overlap, size = (p * t).sum((0, 2, 3)), (p + t).sum((0, 2, 3))  # (K)
     occurs = t.sum((0, 2, 3)) > 0
-    return ((1 - 2 * overlap / size.clamp(min=1e-12)) * occurs).sum() / occurs.sum().clamp(min=1)
+    return ((1 - (2 * overlap + smooth) / (size + smooth).clamp(min=1e-12)) * occurs).sum() / occurs.sum().clamp(min=1)
 
 
 def focal(logits: Tensor, label: Tensor, ignore_index: int = IGNORE_INDEX, gamma: float = 3.0) -> Tensor:

@@ -17,6 +17,7 @@ METHODS = {
     "stock": ("rsseglab.decoders", "create_network"),
     "rest": ("rsseglab.rest.model", "create_rest"),
     "fctl": ("rsseglab.fctl.model", "create_fctl"),
+    "bicor_seg": ("rsseglab.bicor_seg.model", "create_bicor_seg"),
     "refinement": ("rsseglab.fctl.refinement", "create_refinement"),
 }
 #: Methods whose networks take windows of any size; all others want multiples of 32 px.

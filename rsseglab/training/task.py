@@ -160,8 +160,7 @@ class SceneSegmentationTask(SemanticSegmentationTask):
 
     def _step(self, stage: str, batch: Any) -> Tensor:
         image, label = self._scene(batch, "image"), self._scene(batch, "mask")
-        logits = self(image, *(batch[key] for key in getattr(self.model, "reads", ())))
-        loss: Tensor = self.criterion(logits, label)
+        logits, loss = self._judged(image, label, batch)
         metrics = getattr(self, f"{stage}_metrics")
         for its_logits, its_label in zip(_tiles(logits), _tiles(label), strict=True):
             metrics.update(its_logits.detach(), its_label)
@@ -169,6 +168,14 @@ class SceneSegmentationTask(SemanticSegmentationTask):
         self.log_dict(metrics, batch_size=size, on_step=False, on_epoch=True)
         self.log(f"{stage}_loss", loss.detach(), batch_size=size)
         return loss
+
+    def _judged(self, image: Tensor, label: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+        """Logits and loss; a network whose loss is of more than its logits has a ``criterion`` of its own."""
+        if hasattr(self.model, "criterion"):
+            refined = self.model.refine(image.contiguous(memory_format=torch.channels_last))
+            return refined.logits, self.model.criterion(refined, label)
+        logits = self(image, *(batch[key] for key in getattr(self.model, "reads", ())))
+        return logits, self.criterion(logits, label)
 
     def _scene(self, batch: Any, key: str) -> Tensor:
         """A batch's images or labels; cut, where a layout says so."""
