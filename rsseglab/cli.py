@@ -160,11 +160,14 @@ def _add_train(commands: "_Commands") -> None:
         "--weights", default="none", help="of the encoder: none, pretrained, a file, or torchgeo's name"
     )
     parser.add_argument(
-        "--method", default=None, help="stock, rest (also by --interaction), fctl or refinement; stock if not given"
+        "--method",
+        default=None,
+        help="stock, rest (also by --interaction), fctl, bicor_seg or refinement; stock if not given",
     )
     parser.add_argument("--preset", default=None, help=f"published settings: {', '.join(PRESETS)}")
     _add_rest_options(parser)
     _add_fctl_options(parser)
+    _add_bicor_seg_options(parser)
     parser.add_argument("--steps", type=int, default=1000, help="length of the run")
     parser.add_argument("--batch-size", type=int, default=8, help="crops a step; of each data group, under torchrun")
     parser.add_argument(
@@ -236,6 +239,16 @@ def _add_fctl_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_bicor_seg_options(parser: argparse.ArgumentParser) -> None:
+    bicor = parser.add_argument_group("class embeddings and features that refine each other (BiCoR-Seg)")
+    bicor.add_argument("--reading", default="code", help="where the paper and its code disagree: paper or code")
+    bicor.add_argument("--layers", type=int, default=2, help="number of refinements")
+    bicor.add_argument("--top-k", type=float, default=0.02, help="share of the pixels that make a class's region")
+    bicor.add_argument("--refine-by", default="hbis", metavar="HOW", help="hbis, or attention (the paper's baseline)")
+    bicor.add_argument("--heatmap-weight", type=float, default=0.1, help="of the heatmap loss")
+    bicor.add_argument("--fisher-weight", type=float, default=0.1, help="of the Fisher loss")
+
+
 #: What only one method has a use for, with its default.
 REST_ONLY: dict[str, object] = {
     "heads": "8", "strides": [4, 8, 16, 32], "residual": "published", "pool": 1, "decode": "tile",
@@ -244,20 +257,21 @@ REST_ONLY: dict[str, object] = {
 FCTL_ONLY: dict[str, object] = {
     "correlation": "attention", "value": "context", "whiten": False, "fusion": "code", "stages": "joint",
 }  # fmt: skip
+BICOR_ONLY: dict[str, object] = {
+    "reading": "code", "layers": 2, "top_k": 0.02, "refine_by": "hbis", "heatmap_weight": 0.1, "fisher_weight": 0.1,
+}  # fmt: skip
 CONTEXTS_ONLY: dict[str, object] = {"contexts": None, "edge": "pad"}
 WINDOWS_ONLY: dict[str, object] = {"val_window": 512}
-ENCODERS_ONLY: dict[str, object] = {"encoder": "resnet18", "decoder": "unet", "weights": "none"}
+ENCODERS_ONLY: dict[str, object] = {"encoder": "resnet18", "weights": "none"}
+DECODERS_ONLY: dict[str, object] = {"decoder": "unet"}
 ONLY: tuple[tuple[tuple[str, ...], str, str, dict[str, object]], ...] = (
     (("rest",), "REST's", "say how tiles meet with --interaction", REST_ONLY),
     (("fctl",), "FCtL's", "give --method fctl", FCTL_ONLY),
     (("fctl", "refinement"), "for patches with contexts", "give --method fctl or refinement", CONTEXTS_ONLY),
-    (
-        ("stock", "rest"),
-        "for methods without patches",
-        "FCtL's and refinement's are validated on patches",
-        WINDOWS_ONLY,
-    ),
-    (("stock", "rest", "fctl"), "for networks on an encoder", "refinement has its own", ENCODERS_ONLY),
+    (("bicor_seg",), "BiCoR-Seg's", "give --method bicor_seg", BICOR_ONLY),
+    (("stock", "rest", "bicor_seg"), "for methods without patches", "patches are validated as such", WINDOWS_ONLY),
+    (("stock", "rest", "fctl", "bicor_seg"), "for networks on an encoder", "refinement has its own", ENCODERS_ONLY),
+    (("stock", "rest", "fctl"), "for networks that take any", "this one has its own", DECODERS_ONLY),
 )
 PRESETS = ("rest-stage1", "rest-stage2", "fctl-deepglobe", "fctl-inria")
 
@@ -287,6 +301,8 @@ def _method(args: argparse.Namespace) -> str:
         idle = [name.replace("_", "-") for name, default in options.items() if getattr(args, name) != default]
         if idle and method not in owners:
             raise UserError(f"--{idle[0]} is {whose}; {remedy}, or leave it out.")
+    if method == "bicor_seg" and args.loss:
+        raise UserError("BiCoR-Seg has a loss of its own; leave out --loss, or weigh its parts (--heatmap-weight).")
     return method
 
 
@@ -299,6 +315,9 @@ def _options(args: argparse.Namespace, method: str) -> dict[str, object] | None:
             raise UserError("FCtL on vgg16 is the published FCN-8s, with a decoder of its own; leave out --decoder.")
         scales = [_scale_of(text) for text in args.contexts or ("1", "2", "3")]
         return {"contexts": scales, "edge": args.edge, **{name: getattr(args, name) for name in FCTL_ONLY}}
+    if method == "bicor_seg":
+        names = {"reading": "preset", "refine_by": "refinement", "heatmap_weight": "heatmap", "fisher_weight": "fisher"}
+        return {names.get(name, name): getattr(args, name) for name in BICOR_ONLY}
     if method == "refinement":
         return {"contexts": [_scale_of(text) for text in args.contexts or ("2",)], "edge": args.edge}
     return None

@@ -323,6 +323,26 @@ def test_patches_with_contexts_from_the_command_line(data, tmp_path, capsys):
     assert "refines no masks" in no
 
 
+def test_class_embeddings_from_the_command_line(data, tmp_path, capsys):
+    """BiCoR-Seg trains, in tiles too; it labels by crops, whole and streamed, the last two alike."""
+    method = ["--method", "bicor_seg", "--encoder", "test_resnet", "--layers", "1", "--top-k", "0.1"]
+    train = ["train", *options(data), *QUICKLY, "--steps", "2", "--crop", "64", "--val-window", "64", *method]
+    runs = {name: tmp_path / name for name in ("plain", "tiles")}
+    assert main([*train, "--out", str(runs["plain"])]) == 0
+    tiles = ["--spatial", "2", "--in-process", "--reading", "paper", "--refine-by", "hbis"]
+    assert main([*train, *tiles, "--out", str(runs["tiles"])]) == 0
+    checkpoint = ["--checkpoint", str(runs["plain"] / "best.ckpt")]
+    for way in ([], ["--whole"], ["--stream"]):
+        out = tmp_path / f"labels{''.join(way)}"
+        assert main(["predict", *options(data), *checkpoint, *way, "--output", str(out)]) == 0
+    whole, streamed = (rasterio.open(tmp_path / f"labels{way}" / "d.tif").read() for way in ("--whole", "--stream"))
+    assert np.array_equal(whole, streamed)
+    capsys.readouterr()
+    assert "leave out --loss" in refused(capsys, *train, "--loss", "ce")
+    assert "--decoder is for networks that take any" in refused(capsys, *train, "--decoder", "fpn")
+    assert "--top-k is BiCoR-Seg's" in refused(capsys, "train", *options(data), "--top-k", "0.1")
+
+
 def test_refinement_of_one_class_and_of_another_segmenter(data, tmp_path, capsys):
     """The scenes' own classes are not the networks'; masks of two segmenters are never mixed up."""
     train, one = ["train", *options(data), *QUICKLY], ["--single-class", "water"]
