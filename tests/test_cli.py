@@ -323,6 +323,17 @@ def test_patches_with_contexts_from_the_command_line(data, tmp_path, capsys):
     assert "refines no masks" in no
 
 
+def test_ablate_class_embeddings_from_the_command_line(tmp_path, capsys):
+    methods = ["all", "attention", "layers-0"]
+    out = ["--out", str(tmp_path)]
+    assert main(["ablate", "bicor_seg", "--quick", "--methods", *methods, *out]) == 0
+    shown = capsys.readouterr().out
+    assert "cross attention, main loss" in shown and "overlap 0.5" in shown
+    shutil.copytree(tmp_path / "records", tmp_path / "bicor_seg" / "synthetic")
+    page = ablation_page(tmp_path / "bicor_seg")
+    assert "BiCoR-Seg in parts" in page and "| no refinement |" in page and "paper (seed 0)" in page
+
+
 def test_class_embeddings_from_the_command_line(data, tmp_path, capsys):
     """BiCoR-Seg trains, in tiles too; it labels by crops, whole and streamed, the last two alike."""
     method = ["--method", "bicor_seg", "--encoder", "test_resnet", "--layers", "1", "--top-k", "0.1"]
@@ -409,8 +420,8 @@ def test_ablate_from_the_command_line(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "no context, masks refined" in shown and "logit sum" in shown
     assert (tmp_path / "records" / "table.csv").is_file()
-    shutil.copytree(tmp_path / "records", tmp_path / "book" / "synthetic")
-    page = ablation_page(tmp_path / "book")
+    shutil.copytree(tmp_path / "records", tmp_path / "fctl" / "synthetic")
+    page = ablation_page(tmp_path / "fctl")
     assert "## synthetic" in page and "| no context |" in page and "concatenation (seed 0)" in page
     assert "there is no ablation of rest" in refused(capsys, "ablate", "rest", *out)
     assert "refined starts from contexts-1-2-3" in refused(

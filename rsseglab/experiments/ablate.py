@@ -1,10 +1,15 @@
 """What each part of a paper's method is worth: the method without it, on one budget.
 
-FCtL's own tables, at a size for a CPU: which contexts (Table 3), how wide (Table 4), how they are fused (Table 5), how
-patches are merged (Table 6), and concatenation in the place of the correlation (section 4.4). Two controls that the
-paper does not have: three streams of self-attention, which have as many parameters as three contexts; and a refinement
-of the masks of the network without contexts. A run and its record are those of `rsseglab.experiments.compare`.
+**fctl**, by FCtL's own tables, at a size for a CPU: which contexts (Table 3), how wide (Table 4), how they are fused
+(Table 5), how patches are merged (Table 6), and concatenation in the place of the correlation (section 4.4). Two
+controls that the paper does not have: three streams of self-attention, which have as many parameters as three contexts;
+and a refinement of the masks of the network without contexts.
 
+**bicor_seg**, by BiCoR-Seg's: cross attention in the place of HBIS, HBIS with and without its losses (Table 4), the
+number of layers (Table 5), the share of pixels that make a region (Figure 3). Two controls that the paper does not
+have: no refinement at all; and the equations as printed in the place of those of the code.
+
+A run and its record are those of `rsseglab.experiments.compare`.
 ``python -m rsseglab.experiments.ablate book/records/ablate/fctl > book/ablation_fctl.md`` writes the book's page.
 """
 
@@ -12,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -23,13 +28,35 @@ from rsseglab.experiments.page import gaps, markdown
 from rsseglab.experiments.tables import Records, preset_of_records, read_records, runs_of, way_of
 from rsseglab.inference import Cropping
 
-WHOLE = "contexts-1-2-3"  # the method with all its parts
+WHOLE = "contexts-1-2-3"  # FCtL with all its parts
 NONE = "contexts-none"
 
 
 @dataclass(frozen=True)
-class FCtLAblation(Preset):
-    """FCtL with its parts left out or replaced; see `Preset` for the settings."""
+class Ablation(Preset):
+    """A method with its parts left out or replaced; see `Preset` for the settings.
+
+    Attributes:
+        whole: name of the method with all its parts.
+        title: of the page.
+        parts: where they are explained.
+        crops: what a network sees, in words.
+    """
+
+    whole: ClassVar[str]
+    title: ClassVar[str]
+    parts: ClassVar[str]
+    crops: ClassVar[str]
+
+
+@dataclass(frozen=True)
+class FCtLAblation(Ablation):
+    """FCtL with its parts left out or replaced."""
+
+    whole: ClassVar[str] = WHOLE
+    title: ClassVar[str] = "FCtL in parts"
+    parts: ClassVar[str] = "The notebook *Local patches, wide contexts* explains the parts."
+    crops: ClassVar[str] = "patches"
 
     @property
     def methods(self) -> dict[str, Method]:
@@ -68,7 +95,39 @@ class FCtLAblation(Preset):
         }
 
 
-ABLATIONS: dict[str, dict[str, FCtLAblation]] = {
+@dataclass(frozen=True)
+class BiCoRAblation(Ablation):
+    """BiCoR-Seg with its parts left out or replaced."""
+
+    whole: ClassVar[str] = "all"
+    title: ClassVar[str] = "BiCoR-Seg in parts"
+    parts: ClassVar[str] = "`rsseglab.bicor_seg` explains the parts."
+    crops: ClassVar[str] = "crops"
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        """By the table of the paper that they stand in, then by what is changed."""
+
+        def of(title: str, **options: Any) -> Method:
+            return Method(title, "embeddings", crop_px=self.crop_px, options=options)
+
+        return {
+            "all": of("all: HBIS, heatmap and Fisher loss"),
+            "attention": of("cross attention, main loss", refinement="attention", heatmap=0.0, fisher=0.0),
+            "hbis": of("HBIS, main loss", heatmap=0.0, fisher=0.0),
+            "hbis-fisher": of("HBIS, Fisher loss", heatmap=0.0),
+            "hbis-heatmap": of("HBIS, heatmap loss", fisher=0.0),
+            "layers-0": of("no refinement", layers=0),
+            "layers-1": of("1 layer", layers=1),
+            "layers-3": of("3 layers", layers=3),
+            "top-0.1": of("regions of 10 % of the pixels", top_k=0.1),
+            "top-1": of("regions of all pixels", top_k=1.0),
+            "paper": of("equations as printed", preset="paper"),
+        }
+
+
+KINDS: dict[str, type[Ablation]] = {"fctl": FCtLAblation, "bicor_seg": BiCoRAblation}
+ABLATIONS: dict[str, dict[str, Ablation]] = {
     "fctl": {
         "quick": FCtLAblation(
             "synthetic", decoder="fcn", decimate=4, window_px=64, crop_px=64, steps=4, seeds=(0,), loss="focal",
@@ -86,11 +145,17 @@ ABLATIONS: dict[str, dict[str, FCtLAblation]] = {
             "oam_buildings", decoder="fcn", decimate=4, window_px=256, crop_px=128, steps=150, loss="focal",
             merging="averaging",
         ),
-    }
+    },
+    # Crops of 256 px, whose maps of 64 x 64 px have regions of 2 %: of smaller ones the least region is more.
+    "bicor_seg": {
+        "quick": BiCoRAblation("synthetic", decimate=4, window_px=128, crop_px=64, steps=4, seeds=(0,)),
+        "synthetic": BiCoRAblation("synthetic", decimate=2, lr=3e-4),
+        "dubai": BiCoRAblation("dubai", decimate=4, lr=3e-4),
+    },
 }  # fmt: skip
 
 
-def ablation_of(paper: str, data: str, quick: bool = False) -> FCtLAblation:
+def ablation_of(paper: str, data: str, quick: bool = False) -> Ablation:
     """The ablation of a paper's method on a data set.
 
     Raises:
@@ -103,14 +168,28 @@ def ablation_of(paper: str, data: str, quick: bool = False) -> FCtLAblation:
     return ABLATIONS[paper][name]
 
 
+def ablation_of_records(records: Records) -> Ablation:
+    """The ablation that records are of.
+
+    Raises:
+        UserError: they are of none, or of several.
+    """
+    preset = preset_of_records(records)
+    for kind in KINDS.values():
+        if records.keys() <= kind(**preset).methods.keys():
+            return kind(**preset)
+    raise UserError(f"records of {', '.join(sorted(records))} are of no ablation; give the folder of one.")
+
+
 def ablation_table(records: Records) -> pd.DataFrame:
     """One row a method: mean IoU with its interval, and how far it is behind the whole method, paired.
 
     All methods are merged alike, by the way that is best for the whole one on validation scenes.
     """
-    way = way_of(records[WHOLE]) if WHOLE in records else way_of(next(iter(records.values())))
+    what = ablation_of_records(records)
+    way = way_of(records[what.whole]) if what.whole in records else way_of(next(iter(records.values())))
     rows = {}
-    for method in (name for name in FCtLAblation(**preset_of_records(records)).methods if name in records):
+    for method in (name for name in what.methods if name in records):
         seeds = records[method]
         pooled = [r.metrics["pooled"] for r in seeds.values()]
         its = way if way in pooled[0]["ways"] else "whole"
@@ -122,9 +201,10 @@ def ablation_table(records: Records) -> pd.DataFrame:
             "s / Mpx": sum(p["ways"][its]["seconds_per_mpx"] for p in pooled) / len(pooled),
             "peak MiB": max(p["ways"][its]["peak_mib"] for p in pooled),
         }  # fmt: skip
-        shared = sorted(seeds.keys() & records.get(WHOLE, {}).keys())
-        if method != WHOLE and shared:
-            less = mean_iou_difference(runs_of(records, method, shared, its), runs_of(records, WHOLE, shared, way))
+        shared = sorted(seeds.keys() & records.get(what.whole, {}).keys())
+        if method != what.whole and shared:
+            whole = runs_of(records, what.whole, shared, way)
+            less = mean_iou_difference(runs_of(records, method, shared, its), whole)
             row |= {
                 "difference": less.value, "from": less.low, "to": less.high, "detectable": less.smallest_detectable
             }  # fmt: skip
@@ -134,14 +214,14 @@ def ablation_table(records: Records) -> pd.DataFrame:
 
 def merging_table(records: Records) -> pd.DataFrame:
     """Of the whole method, one row a way to merge patches, refinement included: mean IoU and seam error."""
-    rows = {}
-    sources = [(WHOLE, way) for way in next(iter(records[WHOLE].values())).metrics["pooled"]["ways"]]
+    rows, whole = {}, ablation_of_records(records).whole
+    sources = [(whole, way) for way in next(iter(records[whole].values())).metrics["pooled"]["ways"]]
     sources += [("refined", "whole")] if "refined" in records else []
     for method, way in sources:
         score = mean_iou_interval(runs_of(records, method, list(records[method]), way))
         ways = [r.metrics["pooled"]["ways"][way] for r in records[method].values()]
         seams = [w["seam_error"] for w in ways if w.get("seam_error") is not None]
-        rows[way if method == WHOLE else "refined"] = {
+        rows[way if method == whole else "refined"] = {
             "mean IoU": score.value, "low": score.low, "high": score.high,
             "seam error": sum(seams) / len(seams) if seams else float("nan"),
             "boundary F1": sum(w["mean_boundary_f1"] for w in ways) / len(ways),
@@ -178,23 +258,23 @@ def print_ablation(folder: Path) -> None:
     table = ablation_table(records)
     table.to_csv(folder / "table.csv")
     print(f"\n{ablation_shown(table).to_string()}\n")
-    if WHOLE in records:
+    if ablation_of_records(records).whole in records:
         print(f"{ablation_shown(merging_table(records)).to_string()}\n")
     print(f"mean IoU is over whole test scenes; records and table.csv are in {folder}")
 
 
 HEAD = """\
-# FCtL in parts: what the records say
+# {title}: what the records say
 
-Generated by `python -m rsseglab.experiments.ablate book/records/ablate/fctl > book/ablation_fctl.md`; do not edit. The
-notebook *Local patches, wide contexts* explains the parts.
+Generated by `python -m rsseglab.experiments.ablate book/records/ablate/{paper} > book/ablation_{paper}.md`; do not
+edit. {parts}
 
-Each row is FCtL with one part left out or replaced, trained with the same patches, steps, schedule and seeds, selected
-on validation scenes and scored on whole test scenes; all rows of a table are merged alike, by the way that labels the
-validation scenes best for the whole method. Intervals are at 95 %, over places of the test scenes and over seeds, each
-paired. *Detectable*: the smallest true difference that such an experiment finds four times out of five. These runs are
-far smaller than the authors': a part that makes no difference here may make one there. Seconds and memory are of a
-machine that did other things besides.
+Each row is the method with one part left out or replaced, trained with the same crops, steps, schedule and seeds,
+selected on validation scenes and scored on whole test scenes; all rows of a table are merged alike, by the way that
+labels the validation scenes best for the whole method. Intervals are at 95 %, over places of the test scenes and over
+seeds, each paired. *Detectable*: the smallest true difference that such an experiment finds four times out of five.
+These runs are far smaller than the authors': a part that makes no difference here may make one there. Seconds and
+memory are of a machine that did other things besides.
 """
 
 
@@ -202,19 +282,20 @@ def page(folder: Path) -> str:
     """The book's page, in Markdown.
 
     Args:
-        folder: with a subfolder of records for each data set.
+        folder: named after the paper, with a subfolder of records for each data set.
 
     Raises:
         UserError: records are damaged, or of several ablations in one folder.
     """
-    parts = [HEAD]
+    kind = KINDS[folder.name]
+    parts = [HEAD.format(title=kind.title, parts=kind.parts, paper=folder.name)]
     for place in sorted(path for path in folder.glob("*") if path.is_dir()):
         records = read_records(place)
-        parts += [f"## {place.name}", conditions(records), gaps(records, FCtLAblation)]
+        parts += [f"## {place.name}", conditions(records), gaps(records, kind)]
         parts.append(markdown(ablation_shown(ablation_table(records)), "network"))
-        if WHOLE in records:
+        if kind.whole in records:
             parts += [
-                "How the whole method's patches are merged:",
+                "How the whole method's crops are merged:",
                 markdown(ablation_shown(merging_table(records)), ""),
             ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -225,11 +306,13 @@ def conditions(records: Records) -> str:
     preset = preset_of_records(records)
     runs = [run for seeds in records.values() for run in seeds.values()]
     weights = sorted({"pretrained" if run.configuration.get("weights") else "random" for run in runs})
-    patches = preset["batch"] * preset["window_px"] ** 2 // preset["crop_px"] ** 2
+    crops = preset["batch"] * preset["window_px"] ** 2 // preset["crop_px"] ** 2
+    fctl = isinstance(ablation_of_records(records), FCtLAblation)
+    around = f", {preset['decoder']}, {preset['loss']} loss" if fctl else ""
     return (
         f"`{preset['data']}`, averaged over {preset['decimate']} x {preset['decimate']} px. {preset['encoder']} "
-        f"({' and '.join(weights)} weights), {preset['decoder']}, {preset['loss']} loss; {preset['steps']} steps of "
-        f"{patches} patches of {preset['crop_px']} px, trained jointly. {len(runs)} runs, "
+        f"({' and '.join(weights)} weights){around}; {preset['steps']} steps of {crops} "
+        f"{ablation_of_records(records).crops} of {preset['crop_px']} px. {len(runs)} runs, "
         f"{sum(run.minutes for run in runs):.0f} minutes."
     )
 

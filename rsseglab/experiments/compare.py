@@ -52,8 +52,12 @@ from rsseglab.training.ranks import Grid
 from rsseglab.training.records import RunRecord
 
 OVERLAPS = (0.0, 0.5)
-CROPPED = ("crops", "fusion", "contexts", "refined")  # kinds that label by crops
-NAMES = {"contexts": "fctl", "refined": "refinement"}  # methods of `rsseglab.training.networks` by kind
+CROPPED = ("crops", "fusion", "contexts", "embeddings", "refined")  # kinds that label by crops
+NAMES = {
+    "contexts": "fctl",
+    "embeddings": "bicor_seg",
+    "refined": "refinement",
+}  # methods of `rsseglab.training.networks` by kind
 EARLY_SHARE = 0.4  # of the steps, after which a segmenter is stopped whose masks are learnt from: 20 of 50 epochs
 BLOCK_PX = 256  # side of the bootstrap's blocks, in px of the scenes as they are on disk
 
@@ -64,12 +68,13 @@ class Method:
 
     Attributes:
         title: in tables.
-        kind: "crops", "downsampled", "fusion", "contexts", "refined" or "scene" (a large window, cut in tiles).
+        kind: "crops", "downsampled", "fusion", "contexts", "embeddings", "refined" or "scene" (a large window, cut in
+            tiles).
         interaction: of REST; None for the stock network.
         crop_px: side of what it trains on; the preset's crop or window when None.
         stage: 2 where it waits for another method: it goes on from the stock network's checkpoint of crops, early
             stages frozen; or it refines another's masks.
-        options: of FCtL.
+        options: of FCtL or BiCoR-Seg.
         of: the method whose masks are refined.
     """
 
@@ -238,7 +243,7 @@ def config_of(preset: Preset, method: Method, seed: int, folder: Path) -> TrainC
         init=str(_stage_one(preset, folder, seed)) if goes_on else None,
         freeze_early=goes_on,
         spatial=preset.tiles if method.kind == "scene" else "1",
-        in_process=True,
+        in_process=method.kind == "scene",
         steps=steps,
         batch_size=max(1, pixels // side**2),
         crop_px=side,
@@ -396,7 +401,7 @@ def _ways(preset: Preset, method: Method, trained: TrainedNetwork, folder: Path,
         return {"whole": lambda s, p: refine(segmenter, s, p, merging)}
     if method.kind == "fusion":
         return {n: lambda s, p, c=c: predict_fusion(trained, s, p, c, progress=False) for n, c in croppings.items()}
-    if method.kind in ("crops", "contexts"):
+    if method.kind in ("crops", "contexts", "embeddings"):
         return {n: lambda s, p, c=c: predict_by_crops(trained, s, p, c, progress=False) for n, c in croppings.items()}
     grid = Grid.parse(preset.tiles)
     layout = Layout(grid.rows, grid.cols)
