@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from rsseglab.spatial.cut import Interval, Shape
 from rsseglab.spatial.errors import SpatialError
 from rsseglab.spatial.layout import Layout
-from rsseglab.spatial.lazy import LazyTensor, everywhere, opaque
+from rsseglab.spatial.lazy import LazyTensor, aten, everywhere, opaque
 
 Rect = tuple[Interval, ...]  # one interval for each cut axis
 Requests = tuple[tuple[Rect, ...], ...]  # for each tile, the rectangles that it asks for
@@ -216,25 +216,38 @@ class _named:  # noqa: N801
 
 
 def _views(
-    tiles: Sequence[Tensor], dims: tuple[int, ...], pieces: tuple[Piece, ...], requests: Requests
-) -> list[Tensor]:
-    """The rectangles of lazy tiles: the pieces put together, without writing to anything."""
+    tiles: Sequence[LazyTensor], dims: tuple[int, ...], pieces: tuple[Piece, ...], requests: Requests
+) -> list[LazyTensor]:
+    """The rectangles of lazy tiles: the pieces put together, without writing to anything.
+
+    They are written down here and not by torch, as there are so many.
+    """
     parts: dict[tuple[int, int], list[Piece]] = {}
     for p in pieces:
         parts.setdefault((p.dst, p.number), []).append(p)
 
-    def joined(its: Sequence[Piece], axis: int) -> Tensor:
+    def joined(its: Sequence[Piece], axis: int) -> LazyTensor:
         if axis == len(dims):
-            return _at(tiles[its[0].src], dims, its[0].from_src)
+            return _part(tiles[its[0].src], dims, its[0].from_src)
         places = sorted({p.into_dst[axis] for p in its})
         strips = [joined([p for p in its if p.into_dst[axis] == place], axis + 1) for place in places]
-        return strips[0] if len(strips) == 1 else torch.cat(strips, dims[axis])
+        if len(strips) == 1:
+            return strips[0]
+        return strips[0].recorder.record(aten.cat.default, (strips, dims[axis]), {})  # type: ignore[no-any-return]
 
     return [
-        joined(parts[t, n], 0) if (t, n) in parts else _at(tiles[t], dims, ((0, 0),) * len(dims))
+        joined(parts[t, n], 0) if (t, n) in parts else _part(tiles[t], dims, ((0, 0),) * len(dims))
         for t, rects in enumerate(requests)
         for n in range(len(rects))
     ]
+
+
+def _part(tile: LazyTensor, dims: Sequence[int], rect: Rect) -> LazyTensor:
+    """As `_at`."""
+    for dim, (start, stop) in zip(dims, rect, strict=True):
+        if stop - start != tile.shape[dim]:
+            tile = tile.recorder.record(aten.slice.Tensor, (tile, dim, start, stop), {})
+    return tile
 
 
 def _views_back(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -283,7 +296,7 @@ class _Fetch(torch.autograd.Function):
         ctx.name = name
         ctx.shapes = [(t.shape, memory_format(t)) for t in tiles]
         if isinstance(tiles[0], LazyTensor):
-            return (*(tiles if own else ()), *_views(tiles, dims, pieces, requests))
+            return (*(tiles if own else ()), *_views(tiles, dims, pieces, requests))  # type: ignore[arg-type]
         held = dict(zip(layout.held, tiles, strict=True))
         rects = {(t, n): _empty(held[t], dims, rect) for t in layout.held for n, rect in enumerate(requests[t])}
         sends: dict[int, list[Tensor]] = {}

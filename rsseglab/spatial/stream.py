@@ -39,7 +39,7 @@ from rsseglab.spatial.tensor import SceneTensor, is_cut, relaid
 
 Read = Callable[[int, int], Tensor]  # rows [row0, row1) of the image, (1, bands, row1 - row0, width)
 ReadLabel = Callable[[int, int], Tensor]  # rows [row0, row1) of the label, (1, row1 - row0, width)
-BAND_PX = 3 * 2**16  # pixels of a band: large enough for kernels to work well, small enough for many to be kept
+BAND_PX = 11 * 2**14  # pixels of a band: large enough for kernels to work well, small enough for many to be kept
 ROWS = (32, 256)  # of a band, at least and at most
 ROWS_KEPT = 4  # of a band in the deepest map that is cut where the image is
 ROWS_SHOWN = 16  # of a plan's table
@@ -434,7 +434,7 @@ def _lazy_image(
     if memory_mib is not None and not memory_mib > 0:
         raise SpatialError(f"stream: {memory_mib} MiB are no memory; give more, or leave memory_mib out.")
     weight = next(iter(model.parameters()), torch.empty(0))
-    rows = rows or min(max(BAND_PX // width // 32 * 32, ROWS[0]), ROWS[1])
+    rows = rows or min(max(BAND_PX // width // 8 * 8, ROWS[0]), ROWS[1])
     recorder, layout = Recorder(), Layout(max(1, round(height / rows)), rows_kept=ROWS_KEPT)
     with torch.inference_mode(False):
         shape = (1, bands, height, width)
