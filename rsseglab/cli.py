@@ -599,7 +599,14 @@ def _add_evaluate(commands: "_Commands") -> None:
         "--seam", type=int, default=8, metavar="PX", help="how near to a window border a pixel counts as at the seam"
     )
     parser.add_argument(
-        "--protocol", default=None, metavar="NAME", help="also show the mean IoU as a paper defines it: fctl"
+        "--protocol", default=None, metavar="NAME", help="also show the scores as papers define them: fctl, geoseg"
+    )
+    parser.add_argument(
+        "--no-boundary",
+        type=int,
+        default=0,
+        metavar="PX",
+        help="leave out labels at most so near to another class, 3 as ISPRS's eroded labels; not for the boundary F1",
     )
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the scores to a file")
 
@@ -609,7 +616,8 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     scenes = _reference_scenes(args)
     classes = args.classes or ([_one(scenes)] if args.single_class else None)
-    evaluate_and_print(args.predictions, scenes, classes, args.boundary, args.seam, args.json, args.protocol)
+    settings = (args.boundary, args.seam, args.json, args.protocol, args.no_boundary)
+    evaluate_and_print(args.predictions, scenes, classes, *settings)
 
 
 def _reference_scenes(args: argparse.Namespace) -> "list[Scene]":

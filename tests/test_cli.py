@@ -116,7 +116,70 @@ def test_evaluate_by_a_published_protocol(data, tmp_path, capsys):
     assert main(command) == 0
     record = RunRecord.read(tmp_path / "s.json")
     assert "protocol" not in record.configuration and "protocols" not in record.metrics["pooled"]
-    assert "there is no protocol 'glnet'; choose from fctl" in refused(capsys, *command, "--protocol", "glnet")
+    assert "there is no protocol 'glnet'; choose from fctl, geoseg" in refused(capsys, *command, "--protocol", "glnet")
+
+
+def isprs(folder):
+    """A scene of 50 x 70 px with the classes of Vaihingen, all building but a paved corner, and a map of it: paved."""
+    colors = "[[255, 0, 0], [255, 255, 255], [0, 0, 255]]"
+    classes = zip(("clutter", "impervious surface", "building"), json.loads(colors), strict=True)
+    text = "\n".join(f'    {{ name = "{name}", value = {k}, color = {c} }},' for k, (name, c) in enumerate(classes))
+    head, tail = MANIFEST.split("classes = [")[0], MANIFEST.split("]\ntraps")[1]
+    (folder / "isprs.toml").write_text(f"{head.replace('[0]', '[]')}classes = [\n{text}\n]\ntraps{tail}")
+    label = np.full((50, 70), 2, np.uint8)
+    label[:20, :30] = 1
+    write_raster(folder / "d_image.tif", np.full((3, 50, 70), 9, np.uint8))
+    write_raster(folder / "d_label.tif", label)
+    write_raster(folder / "d.tif", np.full((50, 70), 1, np.uint8))
+    return label
+
+
+def test_evaluate_by_geoseg(tmp_path, capsys):
+    """Beside a scene of 50 x 70 px there are 1024^2 - 3500 px of padding: all right, or as they were predicted."""
+    isprs(tmp_path)
+    command = ["evaluate", str(tmp_path / "d.tif"), "--data", str(tmp_path / "isprs.toml"), "--root", str(tmp_path)]
+    command += ["--json", str(tmp_path / "s.json"), "--protocol", "geoseg"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    record = RunRecord.read(tmp_path / "s.json")
+    scores = record.metrics["pooled"]
+    published, padding = scores["protocols"]["geoseg"], 1024**2 - 3500
+    assert scores["iou"]["impervious surface"] == 600 / 3500 and scores["overall_accuracy"] == 600 / 3500
+    assert published["iou"]["impervious surface"] == (600 + padding) / 1024**2 == published["overall_accuracy"]
+    assert published["mean_over"] == ["impervious surface", "building"] and published["explanation"] in shown
+    assert "no_boundary_px" not in record.configuration
+    f1 = 2 * (600 + padding) / (1024**2 + 600 + padding)
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["F1", "impervious", "surface", f"{2 * 600 / 4100:.3f}", f"{f1:.3f}"] in lines
+    assert ["overall", "accuracy", f"{600 / 3500:.3f}", f"{(600 + padding) / 1024**2:.3f}"] in lines
+    # A map of the padded scene says itself what lies there: here, building, which is wrong.
+    padded = np.full((1024, 1024), 2, np.uint8)
+    padded[:50, :70] = 1
+    write_raster(tmp_path / "d.tif", padded)
+    assert main(command) == 0
+    assert "(as predicted)" in capsys.readouterr().out
+    again = RunRecord.read(tmp_path / "s.json").metrics["pooled"]
+    assert again["iou"] == scores["iou"]
+    assert again["protocols"]["geoseg"]["iou"]["impervious surface"] == 600 / 1024**2
+    assert again["protocols"]["geoseg"]["iou"]["building"] == 0
+
+
+def test_evaluate_without_boundary(tmp_path, capsys):
+    label = isprs(tmp_path)
+    command = ["evaluate", str(tmp_path / "d.tif"), "--data", str(tmp_path / "isprs.toml"), "--root", str(tmp_path)]
+    assert main([*command, "--json", str(tmp_path / "s.json"), "--no-boundary", "3"]) == 0
+    record = RunRecord.read(tmp_path / "s.json")
+    corner = 17 * 27  # what is farther than 3 px from the paved corner's two borders
+    beside = sum(1 for row, col in np.argwhere(label == 2) if min_distance(row, col) > 3)
+    assert record.metrics["pooled"]["pixels"] == corner + beside
+    assert record.metrics["pooled"]["iou"]["impervious surface"] == corner / (corner + beside)
+    assert record.configuration["no_boundary_px"] == 3
+    assert "give 0 to 32" in refused(capsys, *command, "--no-boundary", "99")
+
+
+def min_distance(row, col):
+    """From a pixel to the nearest of the corner of 20 x 30 px."""
+    return float(np.hypot(max(row - 19, 0), max(col - 29, 0)))
 
 
 def test_given_options_win_over_a_preset(data, tmp_path):

@@ -5,6 +5,7 @@ from rsseglab.evaluation.bootstrap import Estimate, mean_iou_difference, mean_io
 from rsseglab.evaluation.boundary import BoundaryF1
 from rsseglab.evaluation.confusion import Confusion
 from rsseglab.evaluation.evaluate import Evaluation, count_labels, evaluate_scene, pool, read_placement
+from rsseglab.evaluation.padding import Padding
 from rsseglab.evaluation.protocols import PROTOCOLS
 from rsseglab.evaluation.published import published_fctl, published_rest
 from rsseglab.evaluation.seams import Placement, SeamCounter, SeamError
@@ -16,6 +17,7 @@ __all__ = [
     "Confusion",
     "Estimate",
     "Evaluation",
+    "Padding",
     "Placement",
     "SeamCounter",
     "SeamError",

@@ -139,6 +139,30 @@ def boundary_classes(index: NDArray[Any], scored: NDArray[np.bool_]) -> NDArray[
     return np.where(edge & (index != IGNORE_INDEX), index.astype(np.int16), np.int16(_NONE))
 
 
+def far_from_boundary(label: NDArray[Any], radius_px: int) -> NDArray[np.bool_]:
+    """Where an eroded label still has a class: what ISPRS publishes as noBoundary labels, to a disc of 3 px.
+
+    A pixel stays when its class is the only one in the disc of that radius around it. As for the boundary F1, pixels
+    without a label and the scene's edge are no other class.
+
+    Args:
+        label: class indices, or `IGNORE_INDEX`; shape (h + 2 radius, w + 2 radius): a block of h x w px, and
+            ``radius_px`` px of its surroundings on each side.
+        radius_px: of the disc, counted from centre to centre of pixels; a pixel at just this distance is in it.
+
+    Returns:
+        Shape (h, w).
+    """
+    height, width = label.shape[0] - 2 * radius_px, label.shape[1] - 2 * radius_px
+    own = label[radius_px : radius_px + height, radius_px : radius_px + width]
+    far = own != IGNORE_INDEX
+    for row, col in _disk(radius_px):
+        top, left = radius_px + row, radius_px + col
+        other = label[top : top + height, left : left + width]
+        far &= (other == own) | (other == IGNORE_INDEX)
+    return far
+
+
 def _disk(radius: int) -> list[tuple[int, int]]:
     """Offsets (row, column) at a distance of at most the radius, nearest first."""
     span = range(-radius, radius + 1)

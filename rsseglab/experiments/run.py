@@ -12,7 +12,7 @@ import pandas as pd
 
 from rsseglab.errors import UserError
 from rsseglab.evaluation import PROTOCOLS, Evaluation, evaluate_scene, pool
-from rsseglab.evaluation.protocols import score
+from rsseglab.evaluation.protocols import PAD_TO_PX, score
 from rsseglab.experiments.methods import digest, fit_method
 from rsseglab.scenes.manifest import load_manifest
 from rsseglab.scenes.raster import read_legend, read_tags
@@ -80,10 +80,11 @@ def evaluate_and_print(
     seam_distance_px: int = 8,
     out: Path | None = None,
     protocol: str | None = None,
+    no_boundary_px: int = 0,
 ) -> list[Evaluation]:
     """Score predictions, print a table a scene and one of all scenes pooled, and write a record where asked to.
 
-    With a protocol, a second table shows IoU of the pooled scenes by our definition ("honest") and by the published
+    With a protocol, a second table shows the pooled scenes' scores by our definition ("honest") and by the published
     one, and a sentence how they differ; the record has both.
 
     Args:
@@ -94,6 +95,7 @@ def evaluate_and_print(
         seam_distance_px: how near to a window border a pixel counts as at the seam.
         out: a file for the run record.
         protocol: one of `rsseglab.evaluation.PROTOCOLS`, if any.
+        no_boundary_px: labelled pixels at most so near to another class do not count, but for the boundary F1.
 
     Raises:
         UserError: a raster is missing or does not fit its scene, or its own legend names other classes; there is no
@@ -112,6 +114,8 @@ def evaluate_and_print(
             scene,
             tolerance_px=tolerance_px,
             seam_distance_px=seam_distance_px,
+            no_boundary_px=no_boundary_px,
+            pad_to_px=PAD_TO_PX.get(protocol or ""),
             progress=True,
         )
         for path, scene in zip(predictions, scenes, strict=True)
@@ -131,6 +135,7 @@ def evaluate_and_print(
                 "tolerance_px": tolerance_px,
                 "seam_distance_px": seam_distance_px,
                 **({"protocol": protocol} if protocol else {}),
+                **({"no_boundary_px": no_boundary_px} if no_boundary_px else {}),
             },
             metrics={"pooled": pooled, "scenes": columns},
             seeds=[],
@@ -142,13 +147,15 @@ def evaluate_and_print(
 def _metrics(evaluation: Evaluation, classes: Sequence[str] | None, protocol: str | None) -> dict[str, Any]:
     metrics = evaluation.metrics(classes)
     if protocol:
-        scores = score(evaluation.confusion, protocol)
+        scores = score(evaluation.confusion, protocol, evaluation.padding)
         metrics["protocols"] = {protocol: scores.metrics | {"explanation": scores.explanation}}
     return metrics
 
 
 def protocol_table(metrics: Mapping[str, Any], protocol: str) -> pd.DataFrame:
-    """IoU of each class and the mean, by our definition ("honest") and by a protocol's, to print.
+    """Scores of each class and their means, by our definition ("honest") and by a protocol's, to print.
+
+    IoU, and F1 and overall accuracy where the protocol has them.
 
     Args:
         metrics: of `Evaluation.metrics`, with the protocol's under ``protocols``.
@@ -157,8 +164,14 @@ def protocol_table(metrics: Mapping[str, Any], protocol: str) -> pd.DataFrame:
     columns: dict[str, Mapping[str, Any]] = {"honest": metrics, protocol: metrics["protocols"][protocol]}
     rows = {f"IoU {name}": [_share(m["iou"][name]) for m in columns.values()] for name in metrics["iou"]}
     rows["mean IoU"] = [_share(m["mean_iou"]) for m in columns.values()]
+    if "f1" in columns[protocol]:
+        rows |= {f"F1 {name}": [_share(m["f1"][name]) for m in columns.values()] for name in metrics["f1"]}
+        rows["mean F1"] = [_share(m["mean_f1"]) for m in columns.values()]
+        rows["overall accuracy"] = [_share(m["overall_accuracy"]) for m in columns.values()]
     over = [m["mean_over"] for m in columns.values()]
-    rows["  which is of"] = [f"{len(names)} classes" if len(names) > 1 else f"{names[0]} alone" for names in over]
+    rows["  means are of" if "f1" in columns[protocol] else "  which is of"] = [
+        f"{len(names)} classes" if len(names) > 1 else f"{names[0]} alone" for names in over
+    ]
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(columns))
 
 

@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from rsseglab.errors import UserError
-from rsseglab.evaluation.boundary import BoundaryF1
+from rsseglab.evaluation import Placement, evaluate_scene, pool
+from rsseglab.evaluation.boundary import BoundaryF1, far_from_boundary
+from rsseglab.scenes import LabelClass, Scene
+from rsseglab.scenes.raster import ArraySource
 from rsseglab.scenes.scene import IGNORE_INDEX
 
 NAMES = ("a", "b", "c")
@@ -146,3 +149,78 @@ def test_scenes_add_and_bad_settings_are_named():
         one + BoundaryF1(NAMES, 3)
     with pytest.raises(UserError, match="at least 0"):
         BoundaryF1(NAMES, -1)
+
+
+def slow_far(label, radius):
+    """Labelled pixels without another class as near as that, by comparing each with each."""
+    far = label != IGNORE_INDEX
+    for row, col in np.argwhere(far):
+        for r, k in np.argwhere(label != IGNORE_INDEX):
+            if label[r, k] != label[row, col] and (r - row) ** 2 + (k - col) ** 2 <= radius**2:
+                far[row, col] = False
+    return far
+
+
+@pytest.mark.parametrize("radius", [1, 3, 5])
+def test_far_from_boundary_against_each_pixel_with_each(radius):
+    _, label = random_maps(radius, (19, 23))
+    around = np.pad(label, radius, constant_values=IGNORE_INDEX)  # nothing past the scene's edge
+    far = slow_far(label, radius)
+    np.testing.assert_array_equal(far_from_boundary(around, radius), far)
+    assert 0 < far.sum() < (label != IGNORE_INDEX).sum()
+
+
+def test_far_from_boundary_is_erosion_by_a_disc():
+    """A straight border loses 3 px on each side, and a pixel at just that distance is in the disc."""
+    label = np.zeros((1 + 2 * 3, 20 + 2 * 3), np.uint8)
+    label[:, 3 + 10 :] = 1
+    assert np.flatnonzero(~far_from_boundary(label, 3)[0]).tolist() == [7, 8, 9, 10, 11, 12]
+
+
+def made_scene(label, name="made"):
+    classes = [LabelClass(one, k, (k, 0, 0)) for k, one in enumerate(NAMES)]
+    image = ArraySource(np.ones((*label.shape, 3), np.uint8))
+    return Scene(image, ArraySource(label), classes, [IGNORE_INDEX], name=name)
+
+
+@pytest.mark.parametrize("block_px", [1024, 8])
+@pytest.mark.parametrize("radius", [1, 3, 6])  # less and more than the boundary F1's tolerance
+def test_scores_without_boundary_block_by_block(radius, block_px):
+    prediction, label = random_maps(0)
+    scene = made_scene(label)
+    far = far_from_boundary(np.pad(label, radius, constant_values=IGNORE_INDEX), radius)
+    eroded = np.where(far, label, np.uint8(IGNORE_INDEX))
+    result = evaluate_scene(prediction, scene, no_boundary_px=radius, tolerance_px=2, block_px=block_px)
+    np.testing.assert_array_equal(
+        result.confusion.matrix, evaluate_scene(prediction, made_scene(eroded)).confusion.matrix
+    )
+    whole = evaluate_scene(prediction, scene, tolerance_px=2)
+    # What is near a border has a label: it is neither scored nor counted among what has none.
+    np.testing.assert_array_equal(result.confusion.ignored, whole.confusion.ignored)
+    np.testing.assert_array_equal(result.boundary.predicted, whole.boundary.predicted)
+    np.testing.assert_array_equal(result.boundary.labelled, whole.boundary.labelled)
+    assert result.metrics()["no_boundary_px"] == radius and "no_boundary_px" not in whole.metrics()
+    assert pool([result, result]).no_boundary_px == radius
+    with pytest.raises(UserError, match=rf"scores without \[0, {radius}\] px of boundary do not add"):
+        pool([result, whole])
+
+
+def test_seams_are_scored_without_boundary_too():
+    prediction, label = random_maps(0)
+    where = Placement([0, 12, 21], [0, 12, 24, 29], 16)
+    far = far_from_boundary(np.pad(label, 3, constant_values=IGNORE_INDEX), 3)
+    eroded = np.where(far, label, np.uint8(IGNORE_INDEX))
+    settings = {"placement": where, "seam_distance_px": 2, "block_px": 10}
+    result = evaluate_scene(prediction, made_scene(label), no_boundary_px=3, **settings)
+    np.testing.assert_array_equal(
+        result.seams.blocks, evaluate_scene(prediction, made_scene(eroded), **settings).seams.blocks
+    )
+
+
+def test_no_boundary_that_leaves_nothing_or_is_no_distance():
+    label = np.kron(np.indices((8, 8)).sum(0) % 2, np.ones((2, 2))).astype(np.uint8)  # a chequerboard of 2 px
+    with pytest.raises(UserError, match="farther than 3 px from another class; leave out less"):
+        evaluate_scene(label, made_scene(label), no_boundary_px=3)
+    for wrong in (-1, 33):
+        with pytest.raises(UserError, match=f"boundary is {wrong} px to each side; give 0 to 32"):
+            evaluate_scene(label, made_scene(label), no_boundary_px=wrong)
