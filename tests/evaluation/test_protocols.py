@@ -166,21 +166,23 @@ def test_geoseg_counts_what_was_predicted_on_padding():
 
 def test_geoseg_of_several_scenes_is_of_their_pooled_counts():
     seen, label = made_maps(21, 30)
-    other, its_label = made_maps(16, 16, seed=3)
+    other, its_label = made_maps(16, 10, seed=3)
     parts = [evaluate_scene(p, made_scene(one, ISPRS), pad_to_px=16) for p, one in ((seen, label), (other, its_label))]
     both = pool(parts)
-    assert both.padding.pixels == 394 and parts[1].padding.pixels == 0
+    assert both.padding.pixels == both.padding.unseen == 394 + 16 * 6
     joined = np.full((37, 30), I, np.uint8)
-    joined[:21], joined[21:, :16] = label, its_label
+    joined[:21], joined[21:, :10] = label, its_label
     stacked = np.zeros((37, 30), np.uint8)
-    stacked[:21], stacked[21:, :16] = seen, other
+    stacked[:21], stacked[21:, :10] = seen, other
     twin = evaluate_scene(stacked, made_scene(joined, ISPRS)).confusion
     matrix = twin.matrix.copy()
-    matrix[1, 1] += 394
+    matrix[1, 1] += 394 + 16 * 6
     assert score(both.confusion, "geoseg", both.padding).metrics["mean_iou"] == Confusion(ISPRS, matrix).mean_iou(
         ISPRS[1:]
     )
     assert pool([parts[0], evaluate_scene(other, made_scene(its_label, ISPRS))]).padding is None
+    total = Padding(16, np.array([1, 2]), 3) + Padding(16, np.array([10, 20]), 30)
+    assert total.predicted.tolist() == [11, 22] and total.unseen == 33 and total.pixels == 66
     with pytest.raises(UserError, match="paddings to 16 and 8 px do not add"):
         pool([parts[0], evaluate_scene(seen, made_scene(label, ISPRS), pad_to_px=8)])
 
