@@ -1,4 +1,4 @@
-"""The command line: ``rsseglab quickstart | data | train | predict | evaluate | compare | ablate | scale``.
+"""The command line: ``rsseglab quickstart | data | train | predict | evaluate | submit | compare | ablate | scale``.
 
 Nothing heavy is imported before a command is known, so that ``rsseglab --help`` answers at once. Every error that a
 user can mend is a `UserError`: one line on standard error and exit code 2; Ctrl-C is exit code 130.
@@ -62,8 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rsseglab {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    adds = (_add_quickstart, _add_data, _add_train, _add_predict, _add_evaluate, _add_compare, _add_ablate, _add_scale)
-    for add in adds:
+    first = (_add_quickstart, _add_data, _add_train, _add_predict, _add_evaluate, _add_submit)
+    for add in (*first, _add_compare, _add_ablate, _add_scale):
         add(commands)
     return parser
 
@@ -660,6 +660,30 @@ def _legend(prediction: Path) -> "tuple[list[LabelClass], list[int]]":
         raise UserError(f"{prediction} does not name its classes; give a raster of 'rsseglab predict', or --data NAME.")
     classes = [LabelClass(name, value, color) for value, (name, color) in legend.items()]
     return classes, [] if nodata is None else [nodata]
+
+
+def _add_submit(commands: "_Commands") -> None:
+    about = "pack maps of a test set with hidden labels as its evaluation server takes them"
+    parser = _command(commands, "submit", about, _submit)
+    parser.add_argument("server", help="loveda")
+    parser.add_argument(
+        "predictions",
+        nargs="+",
+        type=Path,
+        metavar="PREDICTION",
+        help="label rasters of 'rsseglab predict', or folders",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the .zip to write")
+    parser.add_argument("--partial", action="store_true", help="even where tiles are missing")
+
+
+def _submit(args: argparse.Namespace) -> None:
+    from rsseglab.evaluation.submission import SERVERS, write_loveda_submission
+
+    if args.server not in SERVERS:
+        raise UserError(f"there is no server of '{args.server}'; choose from {', '.join(SERVERS)}.")
+    tiles = write_loveda_submission(args.predictions, args.output, args.partial, progress=True)
+    print(f"{args.output}: {tiles} tiles, for {SERVERS[args.server]}")
 
 
 def _add_compare(commands: "_Commands") -> None:
