@@ -273,13 +273,17 @@ ONLY: tuple[tuple[tuple[str, ...], str, str, dict[str, object]], ...] = (
     (("stock", "rest", "fctl", "bicor_seg"), "for networks on an encoder", "refinement has its own", ENCODERS_ONLY),
     (("stock", "rest", "fctl"), "for networks that take any", "this one has its own", DECODERS_ONLY),
 )
-PRESETS = ("rest-stage1", "rest-stage2", "fctl-deepglobe", "fctl-inria")
+PRESETS = (
+    "rest-stage1", "rest-stage2", "fctl-deepglobe", "fctl-inria", "bicor-loveda", "bicor-vaihingen", "bicor-potsdam",
+)  # fmt: skip
 
 
 def _take_preset(args: argparse.Namespace) -> None:
     """Make a preset's settings the defaults, so that options that are given win."""
     if args.preset.startswith("fctl"):
         from rsseglab.fctl.preset import published
+    elif args.preset.startswith("bicor"):
+        from rsseglab.bicor_seg.preset import published
     else:
         from rsseglab.rest.preset import published
 

@@ -96,6 +96,18 @@ def test_the_isprs_splits_cover_the_tiles():
     assert len({*potsdam["dbfnet/train"], *potsdam["test"]}) == 38
 
 
+def test_the_isprs_splits_are_geosegs():
+    """As listed in independent public notes; GeoSeg itself ships no lists."""
+    vaihingen, potsdam = load_manifest("vaihingen").splits, load_manifest("potsdam").splits
+    assert vaihingen["test"] == tuple(map(str, (2, 4, 6, 8, 10, 12, 14, 16, 20, 22, 24, 27, 29, 31, 33, 35, 38)))
+    assert vaihingen["train"] == tuple(map(str, (1, 3, 5, 7, 11, 13, 15, 17, 21, 23, 26, 28, 32, 34, 37)))
+    assert vaihingen["val"] == ("30",) and potsdam["val"] == ("2_10",)
+    rows = {2: (13, 14), 3: (13, 14), 4: (13, 14, 15), 5: (13, 14, 15), 6: (13, 14, 15), 7: (13,)}
+    assert potsdam["test"] == tuple(f"{row}_{col}" for row, cols in rows.items() for col in cols)
+    rows = {row: range(10, 13) for row in (3, 4, 5)} | {2: (11, 12), 6: range(7, 13), 7: (7, 8, 9, 11, 12)}
+    assert set(potsdam["train"]) == {f"{row}_{col}" for row, cols in rows.items() for col in cols}
+
+
 def test_dubai_keeps_overlapping_scenes_together():
     manifest = load_manifest("dubai")
     fixed = {name: its for name, its in manifest.splits.items() if "/" not in name}
