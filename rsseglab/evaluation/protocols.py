@@ -36,7 +36,8 @@ score. Which of the two it is stands in the explanation. ``without_padding`` has
 scene alone: the rest of the difference to ours is which classes are in the mean.
 
 *What is not reproduced.* Patches of 1024 px side by side, with the black beside the scene in view, are a matter of how
-the prediction is made (pad the image, label it with ``--window 1024 --overlap 0``), and so is test-time augmentation.
+the prediction is made (pad the image, keep the scene's name, label it with ``--window 1024 --overlap 0``), and so is
+test-time augmentation.
 
 Source:
     GeoSeg's and BiCoR-Seg's public code, of which none is used here; shares and F1s are arithmetic on sizes and counts.
