@@ -603,7 +603,10 @@ def _add_evaluate(commands: "_Commands") -> None:
         "--seam", type=int, default=8, metavar="PX", help="how near to a window border a pixel counts as at the seam"
     )
     parser.add_argument(
-        "--protocol", default=None, metavar="NAME", help="also show the scores as papers define them: fctl, geoseg"
+        "--protocol",
+        default="honest",
+        metavar="NAME",
+        help="fctl, geoseg: also show the scores as papers define them; honest: ours alone",
     )
     parser.add_argument(
         "--no-boundary",
@@ -620,7 +623,8 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     scenes = _reference_scenes(args)
     classes = args.classes or ([_one(scenes)] if args.single_class else None)
-    settings = (args.boundary, args.seam, args.json, args.protocol, args.no_boundary)
+    protocol = None if args.protocol == "honest" else args.protocol
+    settings = (args.boundary, args.seam, args.json, protocol, args.no_boundary)
     evaluate_and_print(args.predictions, scenes, classes, *settings)
 
 

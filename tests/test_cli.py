@@ -116,6 +116,10 @@ def test_evaluate_by_a_published_protocol(data, tmp_path, capsys):
     assert main(command) == 0
     record = RunRecord.read(tmp_path / "s.json")
     assert "protocol" not in record.configuration and "protocols" not in record.metrics["pooled"]
+    assert (
+        main([*command, "--protocol", "honest"]) == 0
+        and "protocols" not in RunRecord.read(tmp_path / "s.json").metrics["pooled"]
+    )
     assert "there is no protocol 'glnet'; choose from fctl, geoseg" in refused(capsys, *command, "--protocol", "glnet")
 
 
