@@ -320,6 +320,10 @@ def _options(args: argparse.Namespace, method: str) -> dict[str, object] | None:
         scales = [_scale_of(text) for text in args.contexts or ("1", "2", "3")]
         return {"contexts": scales, "edge": args.edge, **{name: getattr(args, name) for name in FCTL_ONLY}}
     if method == "bicor_seg":
+        if args.refine_by == "attention" or not args.layers:
+            idle = [n for n in ("top_k", "heatmap_weight") if getattr(args, n) != BICOR_ONLY[n]]
+            if idle:
+                raise UserError(f"--{idle[0].replace('_', '-')} is of HBIS, and there is none; leave it out.")
         names = {"reading": "preset", "refine_by": "refinement", "heatmap_weight": "heatmap", "fisher_weight": "fisher"}
         return {names.get(name, name): getattr(args, name) for name in BICOR_ONLY}
     if method == "refinement":

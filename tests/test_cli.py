@@ -395,7 +395,7 @@ def test_ablate_class_embeddings_from_the_command_line(tmp_path, capsys):
     out = ["--out", str(tmp_path)]
     assert main(["ablate", "bicor_seg", "--quick", "--methods", *methods, *out]) == 0
     shown = capsys.readouterr().out
-    assert "cross attention, main loss" in shown and "overlap 0.5" in shown
+    assert "cross attention, map losses" in shown and "overlap 0.5" in shown
     shutil.copytree(tmp_path / "records", tmp_path / "bicor_seg" / "synthetic")
     page = ablation_page(tmp_path / "bicor_seg")
     assert "BiCoR-Seg in parts" in page and "| no refinement |" in page and "paper (seed 0)" in page
@@ -418,6 +418,7 @@ def test_class_embeddings_from_the_command_line(data, tmp_path, capsys):
     capsys.readouterr()
     assert "leave out --loss" in refused(capsys, *train, "--loss", "ce")
     assert "--decoder is for networks that take any" in refused(capsys, *train, "--decoder", "fpn")
+    assert "--top-k is of HBIS" in refused(capsys, *train, "--refine-by", "attention")
     assert "--top-k is BiCoR-Seg's" in refused(capsys, "train", *options(data), "--top-k", "0.1")
 
 

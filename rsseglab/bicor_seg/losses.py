@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -116,7 +117,7 @@ class FisherDiscriminativeLoss(nn.Module):
         L_{FD} = \sum_l \frac{S_w^{(l)}}{S_b^{(l)} + \varepsilon} \qquad (14 \text{ to } 19)
 
     with the centres :math:`\mu_n` over the batch and :math:`\mu` over the classes. Where ranks share a batch, it is the
-    batch of all of them. A batch of one image has no scatter: its loss is 0, and a warning says so.
+    batch of all of them. A batch of one image has no scatter: its loss is 0, and in training a warning says so.
 
     Args:
         preset: "paper" or "code".
@@ -134,14 +135,16 @@ class FisherDiscriminativeLoss(nn.Module):
             UserError: there are fewer than two classes.
         """
         losses = [self._of_layer(_of_all_ranks(e)) for e in embeddings]
+        if self.training and embeddings and len(embeddings[0]) == 1:
+            every = _of_all_ranks(embeddings[0].detach())  # P times the one, where ranks share it
+            if bool((every == every[0]).all()):
+                warnings.warn("the Fisher loss of a batch of one image is 0; take larger batches.", stacklevel=2)
         return torch.stack(losses).sum() if losses else torch.zeros(())
 
     def _of_layer(self, embeddings: Tensor) -> Tensor:
-        images, classes, _ = embeddings.shape
+        classes = embeddings.shape[1]
         if classes < 2:
             raise UserError(f"the Fisher loss tells classes apart, and there is {classes}; give it a weight of 0.")
-        if images == 1:
-            warnings.warn("the Fisher loss of a batch of one image is 0; take larger batches.", stacklevel=3)
         centres = embeddings.mean(0)  # (N, C)
         within = (embeddings - centres).square().sum(2).mean()
         between = (centres - centres.mean(0)).square().sum(1).mean()
@@ -167,12 +170,17 @@ class BiCoRLoss(nn.Module):
         heatmap: weight of `HeatmapLoss`.
         fisher: weight of `FisherDiscriminativeLoss`.
         ignore_index: label of the pixels that do not count.
+
+    Raises:
+        UserError: an unknown preset, or a weight that is none.
     """
 
     def __init__(
         self, preset: str = "code", heatmap: float = 0.1, fisher: float = 0.1, ignore_index: int = IGNORE_INDEX
     ) -> None:
         super().__init__()
+        if not (0 <= heatmap < inf and 0 <= fisher < inf):
+            raise UserError(f"losses are weighed by {heatmap} and {fisher}; give numbers of 0 or more, such as 0.1.")
         self.main, self.heatmaps = MapLoss(preset, ignore_index), HeatmapLoss(preset, ignore_index)
         self.fisher = FisherDiscriminativeLoss(preset)
         self.heatmap_weight, self.fisher_weight = heatmap, fisher

@@ -3,7 +3,8 @@ r"""BiCoR-Seg over any encoder: aggregated maps and class embeddings, refined in
 .. math::
     F_0 = W[\uparrow A_{32} f_{32}, \dots, A_4 f_4], \qquad
     (F_l, CE_l) = \mathrm{HBIS}_l(F_{l-1}, CE_{l-1}), \qquad
-    P_n = \langle \mathrm{up}(F_L), V\, CE_{L,n} \rangle
+    P_n = \begin{cases} \uparrow \langle F_L, CE_{L,n} \rangle & \text{paper} \\
+        \langle \mathrm{up}(F_L), V\, CE_{L,n} \rangle & \text{code} \end{cases}
 
 =================  ================================================================  ====================
 part               what it is                                                        of 512 px, C = 256
@@ -17,8 +18,9 @@ head               the embeddings, in 16 channels, times the map: no bilinear st
 auxiliary head     in training alone: CE_0, not learned by it, times up(F_0)         N at 512 px
 =================  ================================================================  ====================
 
-The paper leaves aggregation, CE_0 and head open; these are the code's in both presets. The auxiliary head is the
-code's alone (preset ``code``).
+Head and auxiliary head are the code's (preset ``code``). In the paper (``paper``) the product with F_L is taken at
+stride 4 and then upsampled, here bilinearly, and there is no auxiliary head. What the aggregation is made of the paper
+leaves open, and it speaks of CE_0 as a result of it; here both are the code's in both presets.
 
 Source:
     Shi, Song, arXiv 2512.20255, section 3.1; what it leaves open: facts read from the authors' public code, of which
@@ -29,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +65,8 @@ class BiCoRSeg(nn.Module):
         heatmap: weight of the heatmap loss, see `BiCoRLoss`.
         fisher: weight of the Fisher loss.
         weights: of the encoder, see `rsseglab.encoders`.
+        wavelengths_um: of the bands, see `rsseglab.decoders.create_network`.
+        gsd_m: of the scenes, likewise.
 
     Shapes:
         input (B, bands, H, W) of any H and W, a plain tensor or a `rsseglab.spatial.SceneTensor`; output logits
@@ -88,6 +92,8 @@ class BiCoRSeg(nn.Module):
         heatmap: float = 0.1,
         fisher: float = 0.1,
         weights: str | Path | None = None,
+        wavelengths_um: Sequence[float] | None = None,
+        gsd_m: float | None = None,
     ) -> None:
         super().__init__()
         check_preset(preset)
@@ -98,7 +104,10 @@ class BiCoRSeg(nn.Module):
                 f"{classes} classes, {layers} layers, {dim} channels: give at least 2, at least 0, and a multiple of "
                 f"{SHUFFLE}."
             )
-        network: Any = create_network(encoder, "fcn", bands, classes, weights or ("pretrained" if pretrained else None))
+        source = weights or ("pretrained" if pretrained else None)
+        network: Any = create_network(
+            encoder, "fcn", bands, classes, source, wavelengths_um=wavelengths_um, gsd_m=gsd_m
+        )
         self.encoder, self.preset, self.classes = network.encoder, preset, classes
         channels = self.encoder.out_channels[2:]
         self.aggregation = Aggregation(channels, dim)
@@ -107,8 +116,7 @@ class BiCoRSeg(nn.Module):
         self.layers = nn.ModuleList(
             HBIS(dim, preset, top_k) if refinement == "hbis" else CrossAttention(dim) for _ in range(layers)
         )
-        self.up = nn.Sequential(nn.PixelShuffle(2), ChannelNorm(dim // 4), nn.GELU(), nn.PixelShuffle(2), nn.GELU())
-        self.head = nn.Linear(dim, dim // SHUFFLE, bias=False)
+        self.head = Head(dim) if preset == "code" else None
         self.auxiliary_head = nn.Linear(dim, dim // SHUFFLE, bias=False) if preset == "code" else None
         self.criterion = BiCoRLoss(preset, heatmap, fisher)
 
@@ -124,15 +132,15 @@ class BiCoRSeg(nn.Module):
         features = self.aggregation(self.encoder(x)[2:])
         embeddings = self.embeddings.weight.expand(len(image), -1, -1)
         auxiliary = None
-        if self.training and self.auxiliary_head is not None:
-            auxiliary = self._map(features, self.auxiliary_head(embeddings.detach()))
+        if self.training and self.head is not None and self.auxiliary_head is not None:
+            auxiliary = scores(self.head.up(features), self.auxiliary_head(embeddings.detach()))
         heatmaps, refined = [], []
         for layer in self.layers:
             features, embeddings, logits = layer(features, embeddings)
             refined.append(embeddings)
             if logits is not None:
                 heatmaps.append(logits)
-        logits = self._map(features, self.head(embeddings))
+        logits = self._logits(features, embeddings, x)
         if down or right:
             logits = logits[:, :, :height, :width]
             auxiliary = None if auxiliary is None else auxiliary[:, :, :height, :width]
@@ -140,8 +148,36 @@ class BiCoRSeg(nn.Module):
             heatmaps = [h[:, :, : quarter[0], : quarter[1]] for h in heatmaps]
         return Refined(logits, tuple(heatmaps), tuple(refined), auxiliary)
 
-    def _map(self, features: Tensor, embeddings: Tensor) -> Tensor:
-        return torch.einsum("bnc,bchw->bnhw", embeddings, self.up(features))
+    def _logits(self, features: Tensor, embeddings: Tensor, image: Tensor) -> Tensor:
+        if self.head is not None:
+            return cast(Tensor, self.head(features, embeddings))
+        size = (int(image.shape[2]), int(image.shape[3]))
+        return F.interpolate(scores(features, embeddings), size=size, mode="bilinear", align_corners=False)
+
+
+def scores(features: Tensor, embeddings: Tensor) -> Tensor:
+    """How well each pixel (B, C, H, W) fits each class (B, N, C): (B, N, H, W)."""
+    return torch.einsum("bnc,bchw->bnhw", embeddings, features)
+
+
+class Head(nn.Module):
+    """The code's head: features at full resolution, in few channels, times the embeddings in as many.
+
+    Args:
+        dim: channels C of features and embeddings.
+
+    Shapes:
+        features (B, C, H / 4, W / 4), embeddings (B, N, C); output (B, N, H, W).
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.up = nn.Sequential(nn.PixelShuffle(2), ChannelNorm(dim // 4), nn.GELU(), nn.PixelShuffle(2), nn.GELU())
+        self.few = nn.Linear(dim, dim // SHUFFLE, bias=False)
+
+    def forward(self, features: Tensor, embeddings: Tensor) -> Tensor:
+        """Logits."""
+        return scores(self.up(features), self.few(embeddings))
 
 
 class Aggregation(nn.Module):

@@ -30,8 +30,9 @@ Steps. An epoch is a pass over patches of 1024 px, one crop of each, its last ba
 
 The checkpoint is selected on the manifests' ``val``, and ``test`` is never looked at. The public code trains LoveDA on
 Train and Val together and selects on that Val; of Vaihingen and Potsdam it has no validation folder, and by its default
-selects on the test tiles (by reading, not by running it). So these are fewer training images for LoveDA, and an honest
-selection for all: published numbers had both advantages.
+selects on the test tiles (by reading, not by running it). Here LoveDA has fewer training images; its published
+numbers had both advantages, Vaihingen's and Potsdam's the second if that default was used (the paper names a validation
+tile of each).
 
 Not taken over: LoveDA's Fisher loss of the last embeddings, weight 1; Lookahead around AdamW; mosaics of four images
 (p 0.25); random scales 0.75 to 1.5; SmartCrop, which draws anew a crop with more than 75 % of one class; the patches of

@@ -101,7 +101,10 @@ class BiCoRAblation(Ablation):
 
     whole: ClassVar[str] = "all"
     title: ClassVar[str] = "BiCoR-Seg in parts"
-    parts: ClassVar[str] = "`rsseglab.bicor_seg` explains the parts."
+    parts: ClassVar[str] = (
+        "The notebook *Classes that look back* explains the parts. *Map losses* are those of the map and of the code's "
+        "auxiliary head, without the heatmaps' and the embeddings'."
+    )
     crops: ClassVar[str] = "crops"
 
     @property
@@ -113,8 +116,8 @@ class BiCoRAblation(Ablation):
 
         return {
             "all": of("all: HBIS, heatmap and Fisher loss"),
-            "attention": of("cross attention, main loss", refinement="attention", heatmap=0.0, fisher=0.0),
-            "hbis": of("HBIS, main loss", heatmap=0.0, fisher=0.0),
+            "attention": of("cross attention, map losses", refinement="attention", heatmap=0.0, fisher=0.0),
+            "hbis": of("HBIS, map losses", heatmap=0.0, fisher=0.0),
             "hbis-fisher": of("HBIS, Fisher loss", heatmap=0.0),
             "hbis-heatmap": of("HBIS, heatmap loss", fisher=0.0),
             "layers-0": of("no refinement", layers=0),
@@ -287,6 +290,8 @@ def page(folder: Path) -> str:
     Raises:
         UserError: records are damaged, or of several ablations in one folder.
     """
+    if folder.name not in KINDS:
+        raise UserError(f"'{folder.name}' is no ablation; give a folder named {' or '.join(KINDS)}.")
     kind = KINDS[folder.name]
     parts = [HEAD.format(title=kind.title, parts=kind.parts, paper=folder.name)]
     for place in sorted(path for path in folder.glob("*") if path.is_dir()):

@@ -379,7 +379,7 @@ class Recorder:
             x = args[0]
             args = (torch.empty((), dtype=x.dtype, device=x.device).expand(x.shape), *args[1:])
         results = [meta] if isinstance(meta, Tensor) else [m for m in meta if isinstance(m, Tensor)]
-        node = self._node(function, _referred(args), _referred(kwargs), results, tile)
+        node = self._node(function, *_referred(args, kwargs), results, tile)
         if function is aten.cat.default:
             node.window = _window(*args)
         if isinstance(meta, Tensor):
@@ -434,13 +434,14 @@ class Recorder:
         all_of_it = all(view.function is torch.reshape for view in target.views)
         if twin is None or not all_of_it or self._shapes(twin, args, kwargs).dtype != target.dtype:
             base, twin = Ref(root.read(), root.index), partial(_written, function, target.views)
-            args = (base, *_referred(args[1:]))
+            rest, kwargs = _referred(args[1:], kwargs)
+            args = (base, *rest)
         else:
-            args = _referred(args)
+            args, kwargs = _referred(args, kwargs)
             if target.views:  # all of the memory, in another shape
                 shape, into = root.shape, twin
                 twin = lambda *args, **kwargs: into(*args, **kwargs).reshape(shape)  # noqa: E731
-        root.overwrite(self._node(twin, args, _referred(kwargs), [target.meta], tile))
+        root.overwrite(self._node(twin, args, kwargs, [target.meta], tile))
         return target
 
     def _on_meta(self, leaf: Any) -> Any:
@@ -610,9 +611,24 @@ def _signature(args: Any) -> Any:
     return (args.shape, args.stride(), args.dtype) if isinstance(args, Tensor) else (type(args), args)
 
 
-def _referred(args: Any) -> Any:
-    """Arguments with a reference in the place of each lazy tensor."""
-    return _changed(lambda leaf: leaf.operand if isinstance(leaf, LazyTensor) else leaf, args)
+def _referred(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Arguments with a reference in the place of each lazy tensor.
+
+    A band has room for one window at a time: of several that one operation reads, the others are tensors of their own.
+    """
+    there: dict[Node, Any] = {}
+
+    def change(leaf: Any) -> Any:
+        if not isinstance(leaf, LazyTensor):
+            return leaf
+        operand = leaf.operand
+        if type(operand) is Window:
+            pieces = operand.pieces
+            if there.setdefault(pieces[operand.own].node, pieces) is not pieces:
+                return leaf.ref
+        return operand
+
+    return _changed(change, args), _changed(change, kwargs) if kwargs else kwargs
 
 
 def _window(tensors: Sequence[Any], dim: int = 0) -> tuple[tuple[Ref, ...], int] | None:
@@ -623,6 +639,8 @@ def _window(tensors: Sequence[Any], dim: int = 0) -> tuple[tuple[Ref, ...], int]
     own = whole[0]
     band = tensors[own]
     if band.root.node.function not in PLACED or band.root.index or band.dim() != 4 or len(band) != 1:
+        return None
+    if any(x.dtype != band.dtype for x in tensors):  # joined, they would be of a wider kind
         return None
     rows = [x.shape[2] for x in tensors]
     row_bytes = band.shape[1] * band.shape[3] * band.element_size()

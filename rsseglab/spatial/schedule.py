@@ -50,7 +50,8 @@ class Schedule:
         steps: in order.
         targets: what is wanted.
         memory_mib: as asked for.
-        peak_bytes: most bytes of results held at a time; kernels' own workspace is not in it.
+        peak_bytes: most bytes of results held at a time; kernels' own workspace is not in it, nor is a window that has
+            to be a copy of its band (of maps that are not channels-last, or come back from disk).
         disk_bytes: most bytes on disk at a time.
         written_bytes: bytes that are moved to disk in all.
         constant_bytes: of plain tensors that the steps read, such as masks and coordinates.
@@ -58,6 +59,8 @@ class Schedule:
 
     def __init__(self, order: Sequence[Node], targets: Sequence[Ref], memory_mib: float | None) -> None:
         self.targets, self.memory_mib = tuple(targets), memory_mib
+        for ref in targets:
+            ref.node.room = None  # whoever is given it gets its rows, and no others
         memory = _Memory(None if memory_mib is None else int(memory_mib * 2**20))
         self.steps = tuple(_steps(order, self.targets, memory))
         self.peak_bytes, self.disk_bytes, self.written_bytes = memory.peak, memory.disk_peak, memory.written

@@ -98,6 +98,28 @@ def test_bands_in_rooms(dtype, memory_mib, monkeypatch):
     assert len(joined) > 40 and (memory_mib or all(joined))  # what comes back from disk has no room
 
 
+BESIDE = {
+    "two means": lambda y, p: torch.cat([y.mean(2, True), y], 2) - torch.cat([y.amax(2, True), y], 2),
+    "channels": lambda y, p: torch.cat([torch.cat([p, y], 2), torch.cat([2 * p, y], 2)], 1),
+    "where": lambda y, p: torch.where(torch.cat([p, y], 2) > 0, torch.cat([2 * p, y], 2), torch.cat([3 * p, y], 2)),
+    "two kinds": lambda y, p: F.avg_pool2d(torch.cat([p, y.float()], 2), 1),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_band_beside_other_rows_in_one_operation(name):
+    """Each of the windows that it reads over one band has its own rows around it, of their own kind."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 8, 3, padding=1).double().to(memory_format=torch.channels_last)
+    rows = torch.randn(1, 8, 1, 24, dtype=torch.float64)
+    model = Refused(lambda x: BESIDE[name](F.relu(conv(x)), rows)).eval()
+    image = scene((70, 24), 1).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        whole = model(image)
+    plan = stream.plan(model, 70, 24, 3, rows=7, dtype=torch.float64)
+    assert difference(streamed(plan, image), whole) < 1e-12
+
+
 def test_a_room_is_of_the_results_kind():
     """Not of the first operand's, to which sums would be rounded."""
 
