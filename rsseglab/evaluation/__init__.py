@@ -7,7 +7,7 @@ from rsseglab.evaluation.confusion import Confusion
 from rsseglab.evaluation.evaluate import Evaluation, count_labels, evaluate_scene, pool, read_placement
 from rsseglab.evaluation.padding import Padding
 from rsseglab.evaluation.protocols import PROTOCOLS
-from rsseglab.evaluation.published import published_fctl, published_rest
+from rsseglab.evaluation.published import published_bicor_seg, published_fctl, published_rest
 from rsseglab.evaluation.seams import Placement, SeamCounter, SeamError
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "mean_iou_difference",
     "mean_iou_interval",
     "pool",
+    "published_bicor_seg",
     "published_fctl",
     "published_rest",
     "read_placement",

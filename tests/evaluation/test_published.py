@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from rsseglab.errors import UserError
-from rsseglab.evaluation import published_fctl, published_rest
-from rsseglab.evaluation.published import FCTL_TABLES
+from rsseglab.evaluation import published_bicor_seg, published_fctl, published_rest
+from rsseglab.evaluation.published import BICOR_SEG_TABLES, FCTL_TABLES
 from rsseglab.plots import window_curves
 
 COLUMNS = ["dataset", "method", "train_px", "test_px", "measure", "value", "error", "tag", "source"]
@@ -100,6 +100,54 @@ def test_fctl_tables_agree_where_they_give_the_same_number():
         )
         assert values["merging"]["refined, context of 1016 px"] == pytest.approx(whole, abs=0.00051)
         assert values["correlation"]["correlation"] == whole
+
+
+def test_bicor_seg_as_its_paper_prints_it():
+    columns = ["dataset", "method", "class", "measure", "value", "error", "tag", "source"]
+    counts = {"comparison": 18 * 8 + 9 * 8 + 9 * 8 - 2, "components": 5 + 2 * 3, "layers": 3 * 3}
+    for table in BICOR_SEG_TABLES:
+        rows = published_bicor_seg(table)
+        assert list(rows.columns) == columns and len(rows) == counts[table] and set(rows["tag"]) == {"printed"}
+        shares = rows[rows["measure"].isin(["iou", "f1", "miou", "mf1", "oa"])]
+        assert shares["value"].between(0, 1).all() and shares["error"].isin([0.00005, 0.0005]).all()
+        assert rows["class"].notna().equals(rows["measure"].isin(["iou", "f1"]))
+        assert not rows.duplicated(["dataset", "method", "class", "measure"]).any()
+    parts = published_bicor_seg("components").pivot(index="method", columns="measure", values="value")
+    gains = 100 * (parts["miou"] - parts.loc["HBIS", "miou"])
+    assert gains.to_dict() == pytest.approx(
+        {"cross attention": -0.95, "HBIS": 0, "HBIS + FD": 0.06, "HBIS + HM": 0.21, "HBIS + FD + HM": 0.34}
+    )
+    assert parts.loc["HBIS", ["parameters", "flops", "images_per_second"]].tolist() == [89.5, 87.8, 65.17]
+    layers = published_bicor_seg("layers").pivot(index="method", columns=["dataset", "measure"], values="value")
+    assert list(layers.index) == ["1", "2", "3"] and layers["LoveDA", "parameters"].tolist() == [89.0, 89.5, 90.0]
+    assert layers.loc["2", ("LoveDA", "miou")] == parts.loc["HBIS + FD + HM", "miou"]
+    with pytest.raises(UserError, match="no published table 'speed'; choose from comparison"):
+        published_bicor_seg("speed")
+
+
+def test_bicor_seg_means_are_those_of_the_classes():
+    """IoU is F1 / (2 - F1); what the printed means miss by, where that is more than rounding, is listed."""
+    rows = published_bicor_seg("comparison")
+    off = {}
+    for key, its in rows.groupby(["dataset", "method"]):
+        measure = "iou" if key[0] == "LoveDA" else "f1"
+        scores = its.loc[its["measure"] == measure, "value"]
+        means = its.set_index("measure")["value"]
+        iou = scores if measure == "iou" else scores / (2 - scores)
+        off[key] = 100 * (iou.mean() - means["miou"])
+        if measure == "f1" and key != ("ISPRS Potsdam", "U-Net"):
+            assert scores.mean() == pytest.approx(means["mf1"], abs=0.00025), key
+    beyond = {key: value for key, value in off.items() if abs(value) > 0.0605}
+    assert beyond == pytest.approx(
+        {
+            ("LoveDA", "SemanticFPN"): -0.186,
+            ("ISPRS Vaihingen", "DANet"): -0.215,
+            ("ISPRS Vaihingen", "AFENet"): 0.141,
+            ("ISPRS Potsdam", "U-Net"): 1.295,
+            ("ISPRS Potsdam", "SFA-Net"): 0.434,
+        },
+        abs=0.006,
+    )
 
 
 def test_the_figure_marks_what_is_published_and_what_is_ours():
