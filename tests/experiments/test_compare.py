@@ -19,8 +19,8 @@ from rsseglab.decoders import create_network
 from rsseglab.errors import UserError
 from rsseglab.evaluation import BlockCounts
 from rsseglab.evaluation.receptive_field import receptive_field
+from rsseglab.experiments import ablate, page, tables
 from rsseglab.experiments import compare as compared
-from rsseglab.experiments import page, tables
 from rsseglab.experiments.compare import PRESETS, TWINS, Method, Preset, compare, config_of, preset_of, scenes_of
 from rsseglab.experiments.folds import merge_folds
 from rsseglab.fctl import FCtL
@@ -340,6 +340,11 @@ def test_twins_whose_key_lies_within_a_crop_decide_nothing(tmp_path):
         made_record(folder, "crops-256", 0, 0.5, 0.5, preset="twins", context_px=context_px)
         assert bool(tables.claim_numbers(tables.read_records(folder))) is decided
     assert "Twin scenes of 512 px, the key 300 px from every field" in page.page(tmp_path)
+
+
+@pytest.mark.parametrize("place", sorted((BOOK / "records" / "ablate").glob("*")), ids=lambda place: place.name)
+def test_the_pages_of_ablations_are_what_their_records_say(place):
+    assert (BOOK / f"ablation_{place.name}.md").read_text() == ablate.page(place)
 
 
 @pytest.mark.skipif(not (BOOK / "comparison.md").is_file(), reason="the book has no page of the comparison yet")
