@@ -30,6 +30,7 @@ from rsseglab.inference import Cropping
 
 WHOLE = "contexts-1-2-3"  # FCtL with all its parts
 NONE = "contexts-none"
+DIM = 128  # BiCoR-Seg's channels, for a CPU; half of the published
 SIDE_BY_SIDE = ("montage", "overlap 0")  # ways of `croppings`
 
 
@@ -113,7 +114,7 @@ class BiCoRAblation(Ablation):
         """By the table of the paper that they stand in, then by what is changed."""
 
         def of(title: str, **options: Any) -> Method:
-            return Method(title, "embeddings", crop_px=self.crop_px, options=options)
+            return Method(title, "embeddings", crop_px=self.crop_px, options={"dim": DIM} | options)
 
         return {
             "all": of("all: HBIS, heatmap and Fisher loss"),
@@ -153,8 +154,8 @@ ABLATIONS: dict[str, dict[str, Ablation]] = {
     # Crops of 256 px, whose maps of 64 x 64 px have regions of 2 %: of smaller ones the least region is more.
     "bicor_seg": {
         "quick": BiCoRAblation("synthetic", decimate=4, window_px=128, crop_px=64, steps=4, seeds=(0,)),
-        "synthetic": BiCoRAblation("synthetic", decimate=2, lr=3e-4),
-        "dubai": BiCoRAblation("dubai", decimate=4, lr=3e-4),
+        "synthetic": BiCoRAblation("synthetic", decimate=2, window_px=256, batch=2, steps=120),
+        "dubai": BiCoRAblation("dubai", decimate=4, window_px=256, batch=2, steps=120),
     },
 }  # fmt: skip
 
@@ -331,7 +332,7 @@ def conditions(records: Records) -> str:
     weights = sorted({"pretrained" if run.configuration.get("weights") else "random" for run in runs})
     crops = preset["batch"] * preset["window_px"] ** 2 // preset["crop_px"] ** 2
     fctl = isinstance(ablation_of_records(records), FCtLAblation)
-    around = f", {preset['decoder']}, {preset['loss']} loss" if fctl else ""
+    around = f", {preset['decoder']}, {preset['loss']} loss" if fctl else f", {DIM} channels"
     return (
         f"`{preset['data']}`, averaged over {preset['decimate']} x {preset['decimate']} px. {preset['encoder']} "
         f"({' and '.join(weights)} weights){around}; {preset['steps']} steps of {crops} "
