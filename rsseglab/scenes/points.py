@@ -1,0 +1,409 @@
+r"""Point labels: a few clicks in a scene, each with a class, and samplers that click where a dense label tells.
+
+A click at (row, col) lies in the pixel :math:`(\lfloor row \rfloor, \lfloor col \rfloor)`; (0, 0) is the upper left
+corner of the scene. Files are
+
+- **GeoJSON**, features of geometry Point with the properties ``class`` and ``who``: longitude and latitude as the
+  standard has it (RFC 7946), or another system where the older member ``crs`` names one, as QGIS writes it; in a scene
+  without georeference column and row, marked by the member ``"coordinates": "pixel"``.
+- **CSV** with the columns ``class``, optionally ``who``, and either ``row`` and ``col`` in px or ``x`` and ``y`` in the
+  scene's own coordinate system.
+
+Sources of the samplers' protocols: innermost points, one an object of more than 100 px, painted 3 x 3: Wu et al.,
+DBFNet, TIP 2022; random points of a class: Hua et al., FESTA, GRSL 2021, and Xu, Ghamisi, CRGNet, TIP 2022.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.errors import CRSError
+from rasterio.warp import transform as warp
+from scipy import ndimage
+
+from rsseglab.errors import UserError
+from rsseglab.scenes.raster import Array
+from rsseglab.scenes.scene import IGNORE_INDEX, Scene, Window
+
+LONGITUDE_LATITUDE = CRS.from_epsg(4326)
+CORNERS_TOUCH = np.ones((3, 3), int)  # pixels that meet at a corner are of one object
+
+
+@dataclass(frozen=True)
+class Point:
+    """A click.
+
+    Attributes:
+        row: px from the scene's upper edge.
+        col: px from its left edge.
+        name: of the class.
+        who: clicked it.
+    """
+
+    row: float
+    col: float
+    name: str
+    who: str = ""
+
+    @property
+    def pixel(self) -> tuple[int, int]:
+        """Row and column of the pixel that it lies in."""
+        return int(np.floor(self.row)), int(np.floor(self.col))
+
+
+def check_points(points: Sequence[Point], scene: Scene) -> None:
+    """Whether clicks can be labels of a scene.
+
+    Raises:
+        UserError: one lies outside the scene, has a class that the scene has not, or shares its pixel with one of
+            another class; or there is none.
+    """
+    if not points:
+        raise UserError(f"scene {scene.name} has no point; click at least one of each class.")
+    known = [c.name for c in scene.classes]
+    seen: dict[tuple[int, int], str] = {}
+    for point in points:
+        where = f"point ({point.row:g}, {point.col:g}), row and column,"
+        row, col = point.pixel
+        if not (0 <= row < scene.height and 0 <= col < scene.width):
+            raise UserError(
+                f"{where} lies outside scene {scene.name} of {scene.height} x {scene.width} px (rows x columns); "
+                "give points of this scene."
+            )
+        if point.name not in known:
+            raise UserError(
+                f"{where} is of class '{point.name}', but scene {scene.name} has {', '.join(known)}; correct the name."
+            )
+        if seen.setdefault((row, col), point.name) != point.name:
+            raise UserError(f"{where} is {point.name} and {seen[row, col]}; delete one of the two points.")
+
+
+class PointLabel:
+    """Clicks as a label raster of class indices, painted window by window.
+
+    Each click paints a block of pixels with its class. Where blocks of several classes meet, the pixel is ignored; but
+    a clicked pixel always has the click's class.
+
+    Args:
+        points: of the scene.
+        scene: that they lie in.
+        block_px: side of a block, odd.
+
+    Raises:
+        UserError: as `check_points`; the block's side is not odd.
+    """
+
+    def __init__(self, points: Sequence[Point], scene: Scene, block_px: int = 3) -> None:
+        check_points(points, scene)
+        if block_px < 1 or block_px % 2 == 0:
+            raise UserError(f"block_px is {block_px}; a block around a pixel has an odd side, such as 3.")
+        index = {c.name: k for k, c in enumerate(scene.classes)}
+        self.pixels = np.array([p.pixel for p in points])  # (n, 2)
+        self.indices = np.array([index[p.name] for p in points], np.uint8)
+        self.reach = block_px // 2
+        self.height, self.width, self.count = scene.height, scene.width, 1
+        self.crs, self.transform, self.dtype = scene.crs, scene.transform, np.dtype(np.uint8)
+        self.nodata = IGNORE_INDEX
+
+    def read(self, window: Window) -> Array:
+        """Class indices of shape (1, height, width)."""
+        label = np.full((window.height, window.width), IGNORE_INDEX, np.uint8)
+        contested = np.zeros(label.shape, bool)
+        places = self.pixels - (window.row, window.col)
+        near = ((places >= -self.reach) & (places < np.array(label.shape) + self.reach)).all(1)
+        for (row, col), index in zip(places[near], self.indices[near], strict=True):
+            block = tuple(slice(max(0, i - self.reach), max(0, i + self.reach + 1)) for i in (row, col))
+            contested[block] |= (label[block] != IGNORE_INDEX) & (label[block] != index)
+            label[block] = index
+        label[contested] = IGNORE_INDEX
+        inside = near & ((places >= 0) & (places < label.shape)).all(1)
+        label[tuple(places[inside].T)] = self.indices[inside]
+        return label[None]
+
+    def read_valid(self, window: Window) -> NDArray[np.bool_]:
+        """Shape (height, width): True where there is a label."""
+        return np.asarray(self.read(window)[0] != IGNORE_INDEX)
+
+
+def with_points(scene: Scene, points: Sequence[Point], block_px: int = 3) -> Scene:
+    """The scene with clicks for its label.
+
+    Args:
+        scene: with or without a label.
+        points: of it.
+        block_px: side of the block of pixels that a click labels, odd.
+
+    Raises:
+        UserError: as `PointLabel`.
+    """
+    classes = tuple(replace(c, value=k) for k, c in enumerate(scene.classes))
+    label = PointLabel(points, scene, block_px)
+    return Scene(scene._images, label, classes, name=scene.name, bands=scene.bands, gsd_m=scene.gsd_m)
+
+
+# --- files ---
+
+
+def read_points(path: Path, scene: Scene) -> list[Point]:
+    """Clicks in a scene, from GeoJSON or CSV; see the module.
+
+    Raises:
+        UserError: the file is missing, damaged or of another kind; its coordinate system does not fit the scene; or as
+            `check_points`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; check the path.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} can't be read ({error}); give a GeoJSON or CSV file.") from error
+    points = _from_csv(text, path, scene) if path.suffix.lower() == ".csv" else _from_geojson(text, path, scene)
+    check_points(points, scene)
+    return points
+
+
+def _from_csv(text: str, path: Path, scene: Scene) -> list[Point]:
+    rows = list(csv.DictReader(text.splitlines()))
+    have = set(rows[0]) if rows else set()
+    mapped = {"x", "y"} <= have
+    if rows and not ("class" in have and (mapped or {"row", "col"} <= have)):
+        raise UserError(f"{path} has the columns {', '.join(map(str, have))}; give class, and row and col or x and y.")
+    try:
+        places = [(float(r["x"]), float(r["y"])) if mapped else (float(r["col"]), float(r["row"])) for r in rows]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} has a coordinate that is no number ({error}); correct it.") from error
+    if mapped:
+        places = [_moved(~scene.transform, place) for place in places]
+    return [Point(y, x, r["class"], r.get("who") or "") for (x, y), r in zip(places, rows, strict=True)]
+
+
+def _from_geojson(text: str, path: Path, scene: Scene) -> list[Point]:
+    try:
+        data = json.loads(text)
+        features = data["features"]
+        points = [f for f in features if f["geometry"]["type"] == "Point"]
+        names = [(str(f["properties"]["class"]), str(f["properties"].get("who") or "")) for f in points]
+        places = [(float(x), float(y)) for x, y, *_ in (f["geometry"]["coordinates"] for f in points)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is no GeoJSON of points with a property 'class' ({type(error).__name__}: {error}); see the "
+            "documentation of rsseglab.scenes.points."
+        ) from error
+    if len(points) < len(features):
+        raise UserError(f"{path} has {len(features) - len(points)} features that are no points; leave them out.")
+    if data.get("coordinates") != "pixel":
+        places = _to_pixels(places, _crs_of(data, path), path, scene)
+    return [Point(y, x, *name) for (x, y), name in zip(places, names, strict=True)]
+
+
+def _crs_of(data: dict[str, Any], path: Path) -> CRS:
+    try:
+        named = data["crs"]["properties"]["name"] if data.get("crs") else None
+        # The standard's own name for longitude before latitude.
+        return CRS.from_user_input(named) if named and not named.endswith("CRS84") else LONGITUDE_LATITUDE
+    except (CRSError, KeyError, TypeError) as error:
+        raise UserError(f"{path} names a coordinate system that is unknown ({error}); save it anew.") from error
+
+
+def _to_pixels(places: list[tuple[float, float]], crs: CRS, path: Path, scene: Scene) -> list[tuple[float, float]]:
+    if scene.crs is None:
+        raise UserError(
+            f"{path} is in {crs} but scene {scene.name} has no georeference; give pixels, with the member "
+            '"coordinates": "pixel".'
+        )
+    if not places:
+        return []
+    xs, ys = warp(crs, scene.crs, *zip(*places, strict=True))
+    if not np.isfinite([*xs, *ys]).all():
+        raise UserError(f"{path} has points that {crs} has no place for; save it in the coordinate system it names.")
+    return [_moved(~scene.transform, place) for place in zip(xs, ys, strict=True)]
+
+
+def _moved(transform: Affine, place: tuple[float, float]) -> tuple[float, float]:
+    (a, b, c, d, e, f), (x, y) = transform[:6], place
+    return a * x + b * y + c, d * x + e * y + f
+
+
+def write_points(path: Path, points: Sequence[Point], scene: Scene) -> None:
+    """Write clicks as GeoJSON, or as CSV of rows and columns where the name ends so.
+
+    Raises:
+        UserError: as `check_points`; the file can't be written.
+    """
+    check_points(points, scene)
+    text = _as_csv(points) if path.suffix.lower() == ".csv" else json.dumps(as_geojson(points, scene), indent=1)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.rstrip() + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({error}); choose another folder.") from error
+
+
+def _as_csv(points: Sequence[Point]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["row", "col", "class", "who"])
+    writer.writerows([repr(p.row), repr(p.col), p.name, p.who] for p in points)
+    return text.getvalue()
+
+
+def as_geojson(points: Sequence[Point], scene: Scene) -> dict[str, Any]:
+    """Clicks as the object that a GeoJSON file holds; see the module."""
+    places = [(p.col, p.row) for p in points]
+    if scene.crs and points:
+        mapped = (_moved(scene.transform, place) for place in places)
+        places = list(zip(*warp(scene.crs, LONGITUDE_LATITUDE, *zip(*mapped, strict=True)), strict=True))
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Point", "coordinates": [float(x), float(y)]},
+            "properties": {"class": p.name, "who": p.who},
+        }
+        for p, (x, y) in zip(points, places, strict=True)
+    ]
+    marked = {} if scene.crs else {"coordinates": "pixel"}
+    return {"type": "FeatureCollection", **marked, "features": features}
+
+
+# --- samplers ---
+
+
+def innermost_points(scene: Scene, least_px: int = 100) -> list[Point]:
+    r"""One click an object, at the pixel that is farthest from its edge.
+
+    .. math:: x_o = \arg\max_{x \in o} \min_{y \notin c} |x - y|
+
+    An object o is a set of connected pixels of a class c, those that meet at a corner included; what lies outside the
+    scene is of no class.
+
+    Args:
+        scene: with a label, which is read at once.
+        least_px: objects of so many px or fewer are not clicked.
+
+    Raises:
+        UserError: there is no label, or no object so large.
+    """
+    label, points = scene.read_label(), []
+    for k in _classes_in(label):
+        inside = np.pad(label == k, 1)
+        distance = ndimage.distance_transform_edt(inside)[1:-1, 1:-1]
+        points += _points_of(ndimage.maximum_position(distance, *_objects(label == k, least_px)), scene, k)
+    return _found(points, scene, f"no object of more than {least_px} px")
+
+
+def object_points(scene: Scene, seed: int, each: int = 1, least_px: int = 100) -> list[Point]:
+    """Clicks at random pixels of each object: what an annotator does who does not look for its middle.
+
+    Args:
+        scene: with a label, which is read at once.
+        seed: of the draws.
+        each: clicks an object.
+        least_px: objects of so many px or fewer are not clicked.
+
+    Raises:
+        UserError: there is no label, or no object so large.
+    """
+    label, draw, points = scene.read_label(), np.random.default_rng(seed), []
+    for k in _classes_in(label):
+        objects, numbers = _objects(label == k, least_px)
+        for _ in range(each):
+            points += _points_of(ndimage.maximum_position(draw.random(label.shape), objects, numbers), scene, k)
+    return _found(points, scene, f"no object of more than {least_px} px")
+
+
+def class_points(scene: Scene, seed: int, each: int) -> list[Point]:
+    """So many clicks a class, at random pixels of it; all its pixels where there are fewer.
+
+    Args:
+        scene: with a label, which is read at once.
+        seed: of the draws.
+        each: clicks a class.
+
+    Raises:
+        UserError: there is no label.
+    """
+    label, draw, points = scene.read_label(), np.random.default_rng(seed), []
+    for k in _classes_in(label):
+        places = np.flatnonzero(label == k)
+        chosen = draw.choice(places, min(each, len(places)), replace=False)
+        points += _points_of(zip(*np.unravel_index(np.sort(chosen), label.shape), strict=True), scene, k)
+    return _found(points, scene, "no labelled pixel")
+
+
+def share_points(scene: Scene, seed: int, share: float) -> list[Point]:
+    """A share of the labelled pixels, at random: classes as often as they are large.
+
+    Args:
+        scene: with a label, which is read at once.
+        seed: of the draws.
+        share: above 0 and at most 1.
+
+    Raises:
+        UserError: there is no label; the share is none, or so small that it is no pixel.
+    """
+    if not 0 < share <= 1:
+        raise UserError(f"share {share} is no share of the pixels; give more than 0 and at most 1.")
+    label, draw = scene.read_label(), np.random.default_rng(seed)
+    places = np.flatnonzero(label != IGNORE_INDEX)
+    chosen = np.sort(draw.choice(places, round(share * len(places)), replace=False))
+    pixels = np.stack(np.unravel_index(chosen, label.shape), 1)
+    points = [p for pixel in pixels for p in _points_of([pixel], scene, int(label[tuple(pixel)]))]
+    return _found(points, scene, f"no pixel at a share of {share:g}")
+
+
+def with_errors(
+    points: Sequence[Point], scene: Scene, seed: int, wrong: float = 0.0, off_px: float = 0.0
+) -> list[Point]:
+    """The clicks of an annotator who errs.
+
+    Args:
+        points: as they should be.
+        scene: that they lie in; a click never leaves it.
+        seed: of the draws.
+        wrong: share of the clicks that get another class, drawn among all others.
+        off_px: standard deviation of the distance, in rows and in columns, by which clicks miss.
+    """
+    draw, names = np.random.default_rng(seed), [c.name for c in scene.classes]
+    out: dict[tuple[int, int], Point] = {}
+    for point in points:
+        others = [name for name in names if name != point.name]
+        err = draw.random() < wrong and others
+        name = str(draw.choice(others)) if err else point.name
+        drow, dcol = draw.normal(0, off_px, 2) if off_px else (0.0, 0.0)
+        row = float(np.clip(point.row + drow, 0, scene.height - 0.5))
+        col = float(np.clip(point.col + dcol, 0, scene.width - 0.5))
+        moved = Point(row, col, name, point.who)
+        out.setdefault(moved.pixel, moved)  # of two clicks on one pixel the first stays
+    return list(out.values())
+
+
+def _classes_in(label: NDArray[np.uint8]) -> list[int]:
+    return [int(k) for k in np.unique(label) if k != IGNORE_INDEX]
+
+
+def _objects(mask: NDArray[np.bool_], least_px: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Numbered objects (H, W), and the numbers of those that are large enough."""
+    objects, _ = ndimage.label(mask, CORNERS_TOUCH)
+    area = np.bincount(objects.ravel())
+    numbers = np.flatnonzero(area > least_px)
+    return objects, numbers[numbers > 0]
+
+
+def _points_of(pixels: Iterable[Any], scene: Scene, k: int) -> list[Point]:
+    return [Point(float(row) + 0.5, float(col) + 0.5, scene.classes[k].name, "sampled") for row, col in pixels]
+
+
+def _found(points: list[Point], scene: Scene, lack: str) -> list[Point]:
+    if not points:
+        raise UserError(f"scene {scene.name} has {lack}; ask for less.")
+    return points
