@@ -187,7 +187,7 @@ def _download(manifest: Manifest, i: int, root: Path) -> None:
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _fetch(str(file.url), part, file.path)
+        fetch(str(file.url), part, file.path)
     except (urllib.error.URLError, HTTPException, OSError, ValueError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC
         remedy = "free some space" if full else f"try again later, or fetch it by hand from {manifest.page}"
@@ -200,7 +200,7 @@ def _download(manifest: Manifest, i: int, root: Path) -> None:
     part.replace(path)
 
 
-def _fetch(url: str, part: Path, what: str) -> None:
+def fetch(url: str, part: Path, what: str) -> None:
     """Download to a file; what is there already is not asked for again, where the server can do that."""
     start = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "rsseglab", "Range": f"bytes={start}-"})
@@ -210,7 +210,7 @@ def _fetch(url: str, part: Path, what: str) -> None:
         if error.code != 416 or not start:  # 416: the part is as long as the file, or longer
             raise
         part.unlink()
-        return _fetch(url, part, what)
+        return fetch(url, part, what)
     with response:
         goes_on = response.status == 206 and start > 0
         length = int(response.headers.get("Content-Length") or 0)

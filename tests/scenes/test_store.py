@@ -378,7 +378,7 @@ def test_a_full_disk_is_said_so(places, tmp_path, server, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store, "_fetch", full)
+    monkeypatch.setattr(store, "fetch", full)
     with pytest.raises(UserError, match=r"No space left on device.*; free some space"):
         store.get(manifest)
 
