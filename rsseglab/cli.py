@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rsseglab {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    first = (_add_quickstart, _add_data, _add_train, _add_predict, _add_evaluate, _add_submit)
+    first = (_add_quickstart, _add_data, _add_train, _add_predict, _add_evaluate, _add_submit, _add_points)
     for add in (*first, _add_compare, _add_ablate, _add_scale):
         add(commands)
     return parser
@@ -162,12 +162,13 @@ def _add_train(commands: "_Commands") -> None:
     parser.add_argument(
         "--method",
         default=None,
-        help="stock, rest (also by --interaction), fctl, bicor_seg or refinement; stock if not given",
+        help="stock, rest (also by --interaction), fctl, bicor_seg, penet or refinement; stock if not given",
     )
     parser.add_argument("--preset", default=None, help=f"published settings: {', '.join(PRESETS)}")
     _add_rest_options(parser)
     _add_fctl_options(parser)
     _add_bicor_seg_options(parser)
+    _add_penet_options(parser)
     parser.add_argument("--steps", type=int, default=1000, help="length of the run")
     parser.add_argument("--batch-size", type=int, default=8, help="crops a step; of each data group, under torchrun")
     parser.add_argument(
@@ -249,6 +250,19 @@ def _add_bicor_seg_options(parser: argparse.ArgumentParser) -> None:
     bicor.add_argument("--fisher-weight", type=float, default=0.1, help="of the Fisher loss")
 
 
+def _add_penet_options(parser: argparse.ArgumentParser) -> None:
+    penet = parser.add_argument_group("labels that are points (our reading of PENet's abstract)")
+    penet.add_argument("--points", type=Path, default=None, metavar="FOLDER", help="clicks in the training scenes")
+    penet.add_argument(
+        "--grown", type=Path, default=None, metavar="FOLDER", help="what they have grown to, if anything"
+    )
+    penet.add_argument("--expansion", default="similarity", help="similarity, regions (CRGNet's), soft (AGMM's), none")
+    penet.add_argument("--attention", default="ema", help="ema or none, before the head")
+    penet.add_argument("--grown-weight", type=float, default=1.0, help="of the loss of grown labels")
+    penet.add_argument("--expanded-weight", type=float, default=0.5, help="of the loss of expanded labels")
+    penet.add_argument("--absence-weight", type=float, default=0.1, help="of the penalty of classes without a click")
+
+
 #: What only one method has a use for, with its default.
 REST_ONLY: dict[str, object] = {
     "heads": "8", "strides": [4, 8, 16, 32], "residual": "published", "pool": 1, "decode": "tile",
@@ -260,6 +274,10 @@ FCTL_ONLY: dict[str, object] = {
 BICOR_ONLY: dict[str, object] = {
     "reading": "code", "layers": 2, "top_k": 0.02, "refine_by": "hbis", "heatmap_weight": 0.1, "fisher_weight": 0.1,
 }  # fmt: skip
+PENET_ONLY: dict[str, object] = {
+    "points": None, "grown": None, "expansion": "similarity", "attention": "ema", "grown_weight": 1.0,
+    "expanded_weight": 0.5, "absence_weight": 0.1,
+}  # fmt: skip
 CONTEXTS_ONLY: dict[str, object] = {"contexts": None, "edge": "pad"}
 WINDOWS_ONLY: dict[str, object] = {"val_window": 512}
 ENCODERS_ONLY: dict[str, object] = {"encoder": "resnet18", "weights": "none"}
@@ -269,9 +287,20 @@ ONLY: tuple[tuple[tuple[str, ...], str, str, dict[str, object]], ...] = (
     (("fctl",), "FCtL's", "give --method fctl", FCTL_ONLY),
     (("fctl", "refinement"), "for patches with contexts", "give --method fctl or refinement", CONTEXTS_ONLY),
     (("bicor_seg",), "BiCoR-Seg's", "give --method bicor_seg", BICOR_ONLY),
-    (("stock", "rest", "bicor_seg"), "for methods without patches", "patches are validated as such", WINDOWS_ONLY),
-    (("stock", "rest", "fctl", "bicor_seg"), "for networks on an encoder", "refinement has its own", ENCODERS_ONLY),
-    (("stock", "rest", "fctl"), "for networks that take any", "this one has its own", DECODERS_ONLY),
+    (("penet",), "PENet's", "give --method penet", PENET_ONLY),
+    (
+        ("stock", "rest", "bicor_seg", "penet"),
+        "for methods without patches",
+        "patches are validated as such",
+        WINDOWS_ONLY,
+    ),
+    (
+        ("stock", "rest", "fctl", "bicor_seg", "penet"),
+        "for networks on an encoder",
+        "refinement has its own",
+        ENCODERS_ONLY,
+    ),
+    (("stock", "rest", "fctl", "penet"), "for networks that take any", "this one has its own", DECODERS_ONLY),
 )
 PRESETS = (
     "rest-stage1", "rest-stage2", "fctl-deepglobe", "fctl-inria", "bicor-loveda", "bicor-vaihingen", "bicor-potsdam",
@@ -307,6 +336,10 @@ def _method(args: argparse.Namespace) -> str:
             raise UserError(f"--{idle[0]} is {whose}; {remedy}, or leave it out.")
     if method == "bicor_seg" and args.loss:
         raise UserError("BiCoR-Seg has a loss of its own; leave out --loss, or weigh its parts (--heatmap-weight).")
+    if method == "penet" and args.loss:
+        raise UserError("PENet has a loss of its own; leave out --loss, or weigh its parts (--grown-weight).")
+    if method == "penet" and args.points is None:
+        raise UserError("method penet learns from points; give --points, a folder that 'rsseglab points sample' made.")
     return method
 
 
@@ -326,6 +359,14 @@ def _options(args: argparse.Namespace, method: str) -> dict[str, object] | None:
                 raise UserError(f"--{idle[0].replace('_', '-')} is of HBIS, and there is none; leave it out.")
         names = {"reading": "preset", "refine_by": "refinement", "heatmap_weight": "heatmap", "fisher_weight": "fisher"}
         return {names.get(name, name): getattr(args, name) for name in BICOR_ONLY}
+    if method == "penet":
+        if args.expansion == "none" and args.expanded_weight != PENET_ONLY["expanded_weight"]:
+            raise UserError("--expanded-weight weighs what is expanded, and nothing is; leave it out.")
+        if args.grown is None and args.grown_weight != PENET_ONLY["grown_weight"]:
+            raise UserError("--grown-weight weighs what has grown; give it with --grown, or leave it out.")
+        weights = {"masks": "grown_weight", "expanded": "expanded_weight", "absence": "absence_weight"}
+        names = {"attention": "attention", "expansion": "expansion", **weights}
+        return {name: getattr(args, option) for name, option in names.items()}
     if method == "refinement":
         return {"contexts": [_scale_of(text) for text in args.contexts or ("2",)], "edge": args.edge}
     return None
@@ -391,7 +432,9 @@ def _train(args: argparse.Namespace) -> None:
         "precision": args.precision,
     }
     config = TrainConfig(**settings)
-    result = train_and_record(args.data, args.root, config, args.out, args.resume, args.single_class, args.segmenter)
+    result = train_and_record(
+        args.data, args.root, config, args.out, args.resume, args.single_class, args.segmenter, args.points, args.grown
+    )
     over = " over background and the single class" if args.single_class else ""
     if os.environ.get("RANK", "0") == "0":
         print(f"best checkpoint: {result.checkpoint} (validation mean IoU{over} {result.val_mean_iou:.3f})")
@@ -696,6 +739,62 @@ def _submit(args: argparse.Namespace) -> None:
         raise UserError(f"there is no server of '{args.server}'; choose from {', '.join(SERVERS)}.")
     tiles = write_loveda_submission(args.predictions, args.output, args.partial, progress=True)
     print(f"{args.output}: {tiles} tiles, for {SERVERS[args.server]}")
+
+
+def _add_points(commands: "_Commands") -> None:
+    about = "point labels: sample clicks from dense labels, grow them by masks, show them"
+    parser = _command(commands, "points", about, _points)
+    parser.add_argument("action", choices=("sample", "grow", "show"), help="what to do")
+    _add_data_options(parser, "synthetic")
+    parser.add_argument("--split", default="train", help="of the data set, such as train or crgnet.train")
+    parser.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="runs/points/ACTION if not given")
+    parser.add_argument("--points", type=Path, default=None, metavar="FOLDER", help="of clicks, to grow or show")
+    sampling = parser.add_argument_group("sample")
+    sampling.add_argument(
+        "--how",
+        default="innermost",
+        help="innermost (of each object, farthest from its edge), objects (at random in each), classes (so many a "
+        "class), share (of the pixels)",
+    )
+    sampling.add_argument("--each", type=int, default=1, help="clicks an object or a class")
+    sampling.add_argument("--share", type=float, default=1e-4, help="of the labelled pixels")
+    sampling.add_argument("--least-px", type=int, default=100, help="objects of so many px or fewer are not clicked")
+    sampling.add_argument("--wrong", type=float, default=0.0, metavar="SHARE", help="of the clicks get a wrong class")
+    sampling.add_argument("--off-px", type=float, default=0.0, metavar="PX", help="by which clicks miss (deviation)")
+    sampling.add_argument("--seed", type=int, default=0, help="of everything random")
+    growing = parser.add_argument_group("grow")
+    growing.add_argument(
+        "--by", default="sam", help="sam, superpixels, discs, or a folder of segment numbers, NAME.tif a scene"
+    )
+    growing.add_argument("--network", default="mobile_sam", help="mobile_sam, sam_vit_b, sam_vit_l or sam_vit_h")
+    growing.add_argument("--weights", type=Path, default=None, metavar="FILE", help="of it; looked for if not given")
+    growing.add_argument("--cache", type=Path, default=None, metavar="FOLDER", help="where embeddings are kept")
+    growing.add_argument("--most-share", type=float, default=0.25, help="of a window that a mask may have")
+    growing.add_argument("--conflicts", default="smaller", help="where masks of two classes meet: smaller or ignore")
+    parser.add_argument("--grown", type=Path, default=None, metavar="FOLDER", help="of grown labels, to show")
+
+
+def _points(args: argparse.Namespace) -> None:
+    from rsseglab.experiments import points
+    from rsseglab.scenes.manifest import load_manifest
+
+    scenes = load_manifest(args.data).scenes(args.split, args.root)
+    out = args.out or Path("runs/points") / args.action
+    if args.action == "sample":
+        points.sample_and_write(
+            scenes, out, args.how, args.seed,
+            wrong=args.wrong, off_px=args.off_px, each=args.each, share=args.share, least_px=args.least_px,
+        )  # fmt: skip
+        return
+    if args.points is None:
+        raise UserError(f"name a folder of clicks to {args.action} with --points; 'rsseglab points sample' makes one.")
+    if args.action == "show":
+        points.show(scenes, args.points, args.grown, out)
+        return
+    sam = {"network": args.network, "weights": args.weights, "cache": args.cache} if args.by == "sam" else {}
+    points.grow_and_write(
+        scenes, args.points, out, args.by, most_share=args.most_share, conflicts=args.conflicts, **sam
+    )
 
 
 def _add_compare(commands: "_Commands") -> None:

@@ -495,3 +495,43 @@ def test_ablate_from_the_command_line(tmp_path, capsys):
     assert "refined starts from contexts-1-2-3" in refused(
         capsys, "ablate", "fctl", "--quick", "--methods", "refined", *out
     )
+
+
+def test_points_are_sampled_grown_shown_and_trained_on(data, tmp_path, capsys):
+    points, grown = tmp_path / "points", tmp_path / "grown"
+    assert main(["points", "sample", *options(data), "--out", str(points), "--how", "objects", "--each", "2"]) == 0
+    assert {p.name for p in points.iterdir()} == {"a.geojson", "b.geojson"}
+    assert main(["points", "grow", *options(data), "--points", str(points), "--by", "discs", "--out", str(grown)]) == 0
+    said = capsys.readouterr().out
+    assert "without mask" in said and "covered" in said and "right" in said
+    with rasterio.open(grown / "a.tif") as file:
+        assert set(np.unique(file.read(1))) <= {1, 2, 5, 255} and file.crs is not None
+    show = ["--points", str(points), "--grown", str(grown), "--out", str(tmp_path)]
+    assert main(["points", "show", *options(data), *show]) == 0 and (tmp_path / "a.png").is_file()
+    run = ["train", *options(data), "--method", "penet", "--encoder", "test_resnet", "--decoder", "fpn", "--steps", "2"]
+    run += ["--crop", "64", "--batch-size", "2", "--val-window", "64", "--out", str(tmp_path / "run")]
+    assert main([*run, "--points", str(points), "--grown", str(grown)]) == 0
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["configuration"]["grown"] and record["configuration"]["points"]["a"] > 4
+    maps = ["--checkpoint", str(tmp_path / "run" / "best.ckpt"), "--output", str(tmp_path / "maps")]
+    assert main(["predict", "d", *options(data), *maps]) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["train", "--method", "penet"], "learns from points; give --points"),
+        (["train", "--method", "penet", "--points", "none", "--loss", "ce"], "has a loss of its own"),
+        (["train", "--points", "none"], "--points is PENet's"),
+        (["train", "--method", "penet", "--points", "none"], "a.geojson does not exist; click the scene"),
+        (["train", "--method", "penet", "--points", "none", "--grown-weight", "2"], "give it with --grown"),
+        (["points", "grow"], "name a folder of clicks to grow"),
+        (["points", "sample", "--how", "magic"], "no way 'magic'"),
+        (["points", "sample", "--how", "share", "--share", "2"], "no share of the pixels"),
+    ],
+)
+def test_points_that_are_none(data, capsys, given, message):
+    command, *rest = given
+    action = rest[:1] if command == "points" else []
+    assert main([command, *action, *options(data), *rest[len(action) :]]) == 2
+    assert message in capsys.readouterr().err

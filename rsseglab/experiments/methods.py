@@ -1,11 +1,12 @@
 """How each method trains and labels by crops: the one place that knows all of them.
 
 A method is named by a run's configuration and by its checkpoint, see `rsseglab.training.networks.METHODS`. Stock
-networks and REST see crops; FCtL sees crops with contexts; a refinement sees the masks of another checkpoint.
+networks and REST see crops; FCtL sees crops with contexts; a refinement sees the masks of another checkpoint; PENet
+sees clicks.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from rsseglab.fctl.predict import predict_contexts
 from rsseglab.fctl.training import fit_fctl
 from rsseglab.inference.crops import Cropping
 from rsseglab.inference.predict import Prediction, predict_scene
+from rsseglab.penet.training import fit_points
 from rsseglab.scenes.scene import Scene
 from rsseglab.training.checkpoint import TrainedNetwork, load_checkpoint
 from rsseglab.training.fit import TrainConfig, TrainResult, fit
@@ -30,6 +32,7 @@ def fit_method(
     resume: bool = False,
     progress: bool = True,
     segmenter: Path | None = None,
+    grown: Mapping[Scene, Scene] | None = None,
 ) -> TrainResult:
     """Train a network as its method is trained.
 
@@ -41,6 +44,7 @@ def fit_method(
         resume: go on from ``last.ckpt``.
         progress: whether to draw progress bars.
         segmenter: checkpoint whose masks a refinement learns to mend.
+        grown: for a training scene, whose label is clicks, the one with the label that they have grown to.
 
     Raises:
         UserError: as the method's own function; a segmenter is missing, or nobody has a use for it, or it labels
@@ -62,6 +66,8 @@ def fit_method(
                 )
         segment, masks = segment_by(earlier, progress=progress), f"masks_{digest(segmenter)[:12]}"
         return fit_refinement(train, val, segment, config, folder, resume, progress, masks)
+    if config.method == "penet":
+        return fit_points(train, val, config, folder, resume, progress, grown)
     how = fit_fctl if config.method == "fctl" else fit
     return how(train, val, config, folder, resume, progress)
 

@@ -14,6 +14,7 @@ from rsseglab.errors import UserError
 from rsseglab.evaluation import PROTOCOLS, Evaluation, evaluate_scene, pool
 from rsseglab.evaluation.protocols import PAD_TO_PX, score
 from rsseglab.experiments.methods import digest, fit_method
+from rsseglab.experiments.points import as_points, point_counts
 from rsseglab.scenes.manifest import load_manifest
 from rsseglab.scenes.raster import read_legend, read_tags
 from rsseglab.scenes.scene import Scene
@@ -30,6 +31,8 @@ def train_and_record(
     resume: bool = False,
     one_class: Sequence[str] = (),
     segmenter: Path | None = None,
+    points: Path | None = None,
+    grown: Path | None = None,
 ) -> TrainResult:
     """Train on a data set's split ``train``, select on ``val``, and write ``record.json`` beside the checkpoints.
 
@@ -41,6 +44,8 @@ def train_and_record(
         resume: go on from ``out/last.ckpt``.
         one_class: names of classes; where given, these as one class against all others are learnt.
         segmenter: checkpoint whose masks a refinement learns to mend.
+        points: folder of the training scenes' clicks, which then are their labels.
+        grown: folder of the labels that these clicks have grown to.
 
     Raises:
         UserError: data, settings or disk are wrong.
@@ -48,7 +53,8 @@ def train_and_record(
     manifest = load_manifest(data)
     start = perf_counter()
     train, val = (as_one_class(manifest.scenes(split, root), one_class) for split in ("train", "val"))
-    result = fit_method(train, val, config, out, resume, segmenter=segmenter)
+    clicked, labels = as_points(train, points, grown) if points else (train, {})
+    result = fit_method(clicked, val, config, out, resume, segmenter=segmenter, grown=labels)
     if os.environ.get("RANK", "0") != "0":  # one of torchrun's ranks: the first one writes
         return result
     RunRecord(
@@ -58,6 +64,7 @@ def train_and_record(
             "manifest_sha256": manifest.sha256,
             "single_class": list(one_class),
             "segmenter_sha256": None if segmenter is None else digest(segmenter),
+            **({"points": point_counts(clicked), "grown": grown is not None} if points else {}),
             **asdict(config),
         },
         metrics={"pooled": {"val_mean_iou": result.val_mean_iou, "parameters": result.parameters}, "scenes": {}},

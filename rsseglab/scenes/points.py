@@ -19,7 +19,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from scipy import ndimage
 
 from rsseglab.errors import UserError
 from rsseglab.scenes.raster import Array
-from rsseglab.scenes.scene import IGNORE_INDEX, Scene, Window
+from rsseglab.scenes.scene import IGNORE_INDEX, LabelClass, Scene, Window
 
 LONGITUDE_LATITUDE = CRS.from_epsg(4326)
 CORNERS_TOUCH = np.ones((3, 3), int)  # pixels that meet at a corner are of one object
@@ -89,7 +89,7 @@ def check_points(points: Sequence[Point], scene: Scene) -> None:
 
 
 class PointLabel:
-    """Clicks as a label raster of class indices, painted window by window.
+    """Clicks as a label raster of class values, painted window by window.
 
     Each click paints a block of pixels with its class. Where blocks of several classes meet, the pixel is ignored; but
     a clicked pixel always has the click's class.
@@ -107,32 +107,32 @@ class PointLabel:
         check_points(points, scene)
         if block_px < 1 or block_px % 2 == 0:
             raise UserError(f"block_px is {block_px}; a block around a pixel has an odd side, such as 3.")
-        index = {c.name: k for k, c in enumerate(scene.classes)}
+        value = {c.name: c.value for c in scene.classes}
         self.pixels = np.array([p.pixel for p in points])  # (n, 2)
-        self.indices = np.array([index[p.name] for p in points], np.uint8)
+        self.values = np.array([value[p.name] for p in points], np.uint8)
         self.reach = block_px // 2
         self.height, self.width, self.count = scene.height, scene.width, 1
         self.crs, self.transform, self.dtype = scene.crs, scene.transform, np.dtype(np.uint8)
-        self.nodata = IGNORE_INDEX
+        self.nodata = unused_value(scene.classes)
 
     def read(self, window: Window) -> Array:
-        """Class indices of shape (1, height, width)."""
-        label = np.full((window.height, window.width), IGNORE_INDEX, np.uint8)
+        """Class values of shape (1, height, width)."""
+        label = np.full((window.height, window.width), self.nodata, np.uint8)
         contested = np.zeros(label.shape, bool)
         places = self.pixels - (window.row, window.col)
         near = ((places >= -self.reach) & (places < np.array(label.shape) + self.reach)).all(1)
-        for (row, col), index in zip(places[near], self.indices[near], strict=True):
+        for (row, col), value in zip(places[near], self.values[near], strict=True):
             block = tuple(slice(max(0, i - self.reach), max(0, i + self.reach + 1)) for i in (row, col))
-            contested[block] |= (label[block] != IGNORE_INDEX) & (label[block] != index)
-            label[block] = index
-        label[contested] = IGNORE_INDEX
+            contested[block] |= (label[block] != self.nodata) & (label[block] != value)
+            label[block] = value
+        label[contested] = self.nodata
         inside = near & ((places >= 0) & (places < label.shape)).all(1)
-        label[tuple(places[inside].T)] = self.indices[inside]
+        label[tuple(places[inside].T)] = self.values[inside]
         return label[None]
 
     def read_valid(self, window: Window) -> NDArray[np.bool_]:
         """Shape (height, width): True where there is a label."""
-        return np.asarray(self.read(window)[0] != IGNORE_INDEX)
+        return np.asarray(self.read(window)[0] != self.nodata)
 
 
 def with_points(scene: Scene, points: Sequence[Point], block_px: int = 3) -> Scene:
@@ -146,9 +146,15 @@ def with_points(scene: Scene, points: Sequence[Point], block_px: int = 3) -> Sce
     Raises:
         UserError: as `PointLabel`.
     """
-    classes = tuple(replace(c, value=k) for k, c in enumerate(scene.classes))
     label = PointLabel(points, scene, block_px)
-    return Scene(scene._images, label, classes, name=scene.name, bands=scene.bands, gsd_m=scene.gsd_m)
+    return Scene(scene._images, label, scene.classes, name=scene.name, bands=scene.bands, gsd_m=scene.gsd_m)
+
+
+def unused_value(classes: Sequence[LabelClass]) -> int:
+    """A value that no class has, for pixels without a label: `IGNORE_INDEX` if it is free."""
+    used = {c.value for c in classes}
+    values: Iterable[int] = (IGNORE_INDEX, *range(256))
+    return next(value for value in values if value not in used)
 
 
 # --- files ---

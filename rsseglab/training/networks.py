@@ -18,6 +18,7 @@ METHODS = {
     "rest": ("rsseglab.rest.model", "create_rest"),
     "fctl": ("rsseglab.fctl.model", "create_fctl"),
     "bicor_seg": ("rsseglab.bicor_seg.model", "create_bicor_seg"),
+    "penet": ("rsseglab.penet.model", "create_penet"),
     "refinement": ("rsseglab.fctl.refinement", "create_refinement"),
 }
 #: Methods whose networks take windows of any size; all others want multiples of 32 px.

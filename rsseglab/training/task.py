@@ -173,7 +173,8 @@ class SceneSegmentationTask(SemanticSegmentationTask):
         """Logits and loss; a network whose loss is of more than its logits has a ``criterion`` of its own."""
         if hasattr(self.model, "criterion"):
             refined = self.model.refine(image.contiguous(memory_format=torch.channels_last))
-            return refined.logits, self.model.criterion(refined, label)
+            beside = [batch[key] for key in getattr(self.model.criterion, "reads", ()) if key in batch]
+            return refined.logits, self.model.criterion(refined, label, *beside)
         logits = self(image, *(batch[key] for key in getattr(self.model, "reads", ())))
         return logits, self.criterion(logits, label)
 
