@@ -825,7 +825,7 @@ def _compare(args: argparse.Namespace) -> None:
 def _add_ablate(commands: "_Commands") -> None:
     about = "what each part of a paper's method is worth: the method without it; an hour, minutes with --quick"
     parser = _command(commands, "ablate", about, _ablate)
-    parser.add_argument("paper", help="fctl or bicor_seg")
+    parser.add_argument("paper", help="fctl, bicor_seg or penet")
     _add_data_options(parser, "synthetic")
     parser.add_argument("--quick", action="store_true", help="a few steps on small scenes: all of it works, no more")
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help="of training; the ablation's if not given")

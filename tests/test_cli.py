@@ -395,10 +395,23 @@ def test_ablate_class_embeddings_from_the_command_line(tmp_path, capsys):
     out = ["--out", str(tmp_path)]
     assert main(["ablate", "bicor_seg", "--quick", "--methods", *methods, *out]) == 0
     shown = capsys.readouterr().out
-    assert "cross attention, map losses" in shown and "overlap 0.5" in shown
+    assert "cross attention, map losses" in shown and "detectable" in shown
     shutil.copytree(tmp_path / "records", tmp_path / "bicor_seg" / "synthetic")
     page = ablation_page(tmp_path / "bicor_seg")
     assert "BiCoR-Seg in parts" in page and "| no refinement |" in page and "paper (seed 0)" in page
+
+
+def test_ablate_points_from_the_command_line(tmp_path, capsys):
+    methods = ["points", "superpixels", "soft", "dense"]
+    if not os.environ.get("RSSEGLAB_WEIGHTS"):
+        methods.remove("soft")  # grows by Segment Anything
+    assert main(["ablate", "penet", "--quick", "--methods", *methods, "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "superpixels for SAM" in shown and "of dense, %" in shown and "100" in shown
+    assert {"clicks", "superpixels"} <= {p.name for p in (tmp_path / "points").iterdir()}
+    shutil.copytree(tmp_path / "records", tmp_path / "penet" / "synthetic")
+    page = ablation_page(tmp_path / "penet")
+    assert "PENet in parts" in page and "| points alone |" in page and "penet (seed 0)" in page
 
 
 def test_class_embeddings_from_the_command_line(data, tmp_path, capsys):

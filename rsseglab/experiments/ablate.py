@@ -9,6 +9,10 @@ and a refinement of the masks of the network without contexts.
 number of layers (Table 5), the share of pixels that make a region (Figure 3). Two controls that the paper does not
 have: no refinement at all; and the equations as printed in the place of those of the code.
 
+**penet**, by the ingredients that PENet's abstract names: masks by Segment Anything, expansion, EMA; each alone added
+to the points, and all together. Beside them the published neighbours of expansion (CRGNet's regions, AGMM's soft
+labels), superpixels in the place of Segment Anything, and dense labels, as the ceiling.
+
 A run and its record are those of `rsseglab.experiments.compare`.
 ``python -m rsseglab.experiments.ablate book/records/ablate/fctl > book/ablation_fctl.md`` writes the book's page.
 """
@@ -43,12 +47,14 @@ class Ablation(Preset):
         title: of the page.
         parts: where they are explained.
         crops: what a network sees, in words.
+        ceiling: name of the method that all others are a share of, if there is one.
     """
 
     whole: ClassVar[str]
     title: ClassVar[str]
     parts: ClassVar[str]
     crops: ClassVar[str]
+    ceiling: ClassVar[str | None] = None
 
 
 @dataclass(frozen=True)
@@ -105,8 +111,8 @@ class BiCoRAblation(Ablation):
     title: ClassVar[str] = "BiCoR-Seg in parts"
     parts: ClassVar[str] = (
         "The notebook *Classes that look back* explains the parts. *Map losses* are those of the map and of the code's "
-        "auxiliary head, without the heatmaps' and the embeddings'. A region has 64 px at least, as in the code: 6 % of "
-        "the maps of crops of 128 px, where the paper has 2 % of larger ones."
+        "auxiliary head, without the heatmaps' and the embeddings'. A region has 64 px at least, as in the code: 6 % "
+        "of the maps of crops of 128 px, where the paper has 2 % of larger ones."
     )
     crops: ClassVar[str] = "crops"
 
@@ -136,7 +142,47 @@ class BiCoRAblation(Ablation):
         return {"overlap 0": Cropping(side, 0)}
 
 
-KINDS: dict[str, type[Ablation]] = {"fctl": FCtLAblation, "bicor_seg": BiCoRAblation}
+@dataclass(frozen=True)
+class PENetAblation(Ablation):
+    """Points alone, with each of PENet's ingredients and with all; see `Ablation`."""
+
+    whole: ClassVar[str] = "penet"
+    ceiling: ClassVar[str | None] = "dense"
+    title: ClassVar[str] = "PENet in parts"
+    parts: ClassVar[str] = (
+        "Of the paper only the abstract is known to us; these are its ingredients by our reading (*From clicks to "
+        "maps*). "
+        "Clicks are the innermost pixels of all objects of more than 100 px, painted 3 x 3."
+    )
+    crops: ClassVar[str] = "crops"
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        """Points with more and more of what the abstract names, then what could stand in its place."""
+
+        def of(title: str, grown: str | None = None, expansion: str = "none", attention: str = "none") -> Method:
+            options = {"expansion": expansion, "attention": attention}
+            return Method(title, "points", crop_px=self.crop_px, options=options, grown=grown)
+
+        return {
+            "penet": of("all: SAM, expansion, EMA", "sam", "similarity", "ema"),
+            "points": of("points alone"),
+            "points-sam": of("points, SAM", "sam"),
+            "points-expansion": of("points, expansion", None, "similarity"),
+            "points-ema": of("points, EMA", None, "none", "ema"),
+            "without-ema": of("points, SAM, expansion", "sam", "similarity"),
+            "superpixels": of("superpixels for SAM", "superpixels", "similarity", "ema"),
+            "regions": of("CRGNet's regions for expansion", "sam", "regions", "ema"),
+            "soft": of("AGMM's soft labels for expansion", "sam", "soft", "ema"),
+            "dense": Method("dense labels", "crops", crop_px=self.crop_px),
+        }
+
+    def croppings(self, side: int) -> dict[str, Cropping]:
+        """Side by side alone: how crops are merged is no part of the method."""
+        return {"overlap 0": Cropping(side, 0)}
+
+
+KINDS: dict[str, type[Ablation]] = {"fctl": FCtLAblation, "bicor_seg": BiCoRAblation, "penet": PENetAblation}
 ABLATIONS: dict[str, dict[str, Ablation]] = {
     "fctl": {
         "quick": FCtLAblation(
@@ -160,6 +206,18 @@ ABLATIONS: dict[str, dict[str, Ablation]] = {
         "quick": BiCoRAblation("synthetic", decimate=4, window_px=128, crop_px=64, steps=4, seeds=(0,)),
         "synthetic": BiCoRAblation("synthetic", decimate=2, window_px=256, crop_px=128, steps=150),
         "dubai": BiCoRAblation("dubai", decimate=4, window_px=256, crop_px=128, steps=150),
+    },
+    "penet": {
+        "quick": PENetAblation(
+            "synthetic", decoder="fpn", decimate=4, window_px=128, crop_px=64, steps=4, seeds=(0,), loss="ce",
+        ),
+        "synthetic": PENetAblation(
+            "synthetic", decoder="fpn", decimate=2, window_px=256, crop_px=128, steps=150, loss="ce",
+        ),
+        "dubai": PENetAblation("dubai", decoder="fpn", decimate=4, window_px=256, crop_px=128, steps=150, loss="ce"),
+        "oam_buildings": PENetAblation(
+            "oam_buildings", decoder="fpn", decimate=4, window_px=256, crop_px=128, steps=150, loss="ce",
+        ),
     },
 }  # fmt: skip
 
@@ -197,7 +255,8 @@ def ablation_table(records: Records) -> pd.DataFrame:
     """
     what = ablation_of_records(records)
     way = way_of(records[what.whole]) if what.whole in records else way_of(next(iter(records.values())))
-    rows = {}
+    rows, ceiling = {}, records.get(what.ceiling or "", {})
+    most = mean_iou_interval(runs_of(records, str(what.ceiling), list(ceiling), way)).value if ceiling else None
     for method in (name for name in what.methods if name in records):
         seeds = records[method]
         pooled = [r.metrics["pooled"] for r in seeds.values()]
@@ -205,6 +264,7 @@ def ablation_table(records: Records) -> pd.DataFrame:
         score = mean_iou_interval(runs_of(records, method, list(seeds), its))
         row = {
             "mean IoU": score.value, "low": score.low, "high": score.high, "seeds": len(seeds), "merged by": its,
+            **({} if most is None else {"of the ceiling": score.value / most}),
             "parameters, M": pooled[0]["parameters"] / 1e6,
             "training s": sum(p["training_seconds"] for p in pooled) / len(pooled),
             "s / Mpx": sum(p["ways"][its]["seconds_per_mpx"] for p in pooled) / len(pooled),
@@ -227,6 +287,12 @@ def _ms_a_crop(pooled: Sequence[Any], crop_px: int) -> float:
     ways = [way for p in pooled for name, way in p["ways"].items() if name in SIDE_BY_SIDE]
     seconds_per_mpx = sum(way["seconds_per_mpx"] for way in ways) / len(ways) if ways else float("nan")
     return seconds_per_mpx * crop_px**2 / 1e3
+
+
+def merged_in_several_ways(records: Records) -> bool:
+    """Whether there is a choice for `merging_table` to show."""
+    whole = records.get(ablation_of_records(records).whole)
+    return whole is not None and len(next(iter(whole.values())).metrics["pooled"]["ways"]) > 1
 
 
 def merging_table(records: Records) -> pd.DataFrame:
@@ -258,6 +324,8 @@ def ablation_shown(table: pd.DataFrame) -> pd.DataFrame:
         return cells
 
     out = pd.DataFrame({"mean IoU, % [95 %]": points(("mean IoU", "low", "high"))}, index=table.index)
+    if "of the ceiling" in table:
+        out["of dense, %"] = [f"{100 * v:.0f}" for v in table["of the ceiling"]]
     if "difference" in table:
         out["less the whole, points [95 %]"] = points(("difference", "from", "to"), "+")
         out["detectable"] = ["" if v != v else f"{100 * v:.1f}" for v in table["detectable"]]
@@ -283,7 +351,7 @@ def print_ablation(folder: Path) -> None:
     table = ablation_table(records)
     table.to_csv(folder / "table.csv")
     print(f"\n{ablation_shown(table).to_string()}\n")
-    if ablation_of_records(records).whole in records:
+    if merged_in_several_ways(records):
         print(f"{ablation_shown(merging_table(records)).to_string()}\n")
     print(f"mean IoU is over whole test scenes; records and table.csv are in {folder}")
 
@@ -321,7 +389,7 @@ def page(folder: Path) -> str:
         records = read_records(place)
         parts += [f"## {place.name}", conditions(records), gaps(records, kind)]
         parts.append(markdown(ablation_shown(ablation_table(records)), "network"))
-        if kind.whole in records:
+        if merged_in_several_ways(records):
             parts += [
                 "How the whole method's crops are merged:",
                 markdown(ablation_shown(merging_table(records)), ""),
@@ -335,12 +403,13 @@ def conditions(records: Records) -> str:
     runs = [run for seeds in records.values() for run in seeds.values()]
     weights = sorted({"pretrained" if run.configuration.get("weights") else "random" for run in runs})
     crops = preset["batch"] * preset["window_px"] ** 2 // preset["crop_px"] ** 2
-    fctl = isinstance(ablation_of_records(records), FCtLAblation)
-    around = f", {preset['decoder']}, {preset['loss']} loss" if fctl else f", {DIM} channels"
+    kind = ablation_of_records(records)
+    fctl, bicor = isinstance(kind, FCtLAblation), isinstance(kind, BiCoRAblation)
+    around = f", {DIM} channels" if bicor else f", {preset['decoder']}" + f", {preset['loss']} loss" * fctl
     return (
         f"`{preset['data']}`, averaged over {preset['decimate']} x {preset['decimate']} px. {preset['encoder']} "
-        f"({' and '.join(weights)} weights){around}; {preset['steps']} steps of {crops} "
-        f"{ablation_of_records(records).crops} of {preset['crop_px']} px. {len(runs)} runs, "
+        f"({' and '.join(weights)} weights){around}; {preset['steps']} steps of {crops} {kind.crops} of "
+        f"{preset['crop_px']} px. {len(runs)} runs, "
         f"{sum(run.minutes for run in runs):.0f} minutes."
     )
 

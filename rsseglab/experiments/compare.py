@@ -33,6 +33,7 @@ from rsseglab.evaluation.seams import Placement
 from rsseglab.experiments.folds import merge_folds
 from rsseglab.experiments.global_local import fit_global_local, load_global_local
 from rsseglab.experiments.methods import fit_method, predict_by_crops
+from rsseglab.experiments.points import point_labels
 from rsseglab.experiments.tables import read_records
 from rsseglab.fctl.contexts import GLOBAL
 from rsseglab.inference import Cropping, predict_scene
@@ -52,10 +53,11 @@ from rsseglab.training.ranks import Grid
 from rsseglab.training.records import RunRecord
 
 OVERLAPS = (0.0, 0.5)
-CROPPED = ("crops", "fusion", "contexts", "embeddings", "refined")  # kinds that label by crops
+CROPPED = ("crops", "fusion", "contexts", "embeddings", "points", "refined")  # kinds that label by crops
 NAMES = {
     "contexts": "fctl",
     "embeddings": "bicor_seg",
+    "points": "penet",
     "refined": "refinement",
 }  # methods of `rsseglab.training.networks` by kind
 EARLY_SHARE = 0.4  # of the steps, after which a segmenter is stopped whose masks are learnt from: 20 of 50 epochs
@@ -68,14 +70,15 @@ class Method:
 
     Attributes:
         title: in tables.
-        kind: "crops", "downsampled", "fusion", "contexts", "embeddings", "refined" or "scene" (a large window, cut in
-            tiles).
+        kind: "crops", "downsampled", "fusion", "contexts", "embeddings", "points", "refined" or "scene" (a large
+            window, cut in tiles).
         interaction: of REST; None for the stock network.
         crop_px: side of what it trains on; the preset's crop or window when None.
         stage: 2 where it waits for another method: it goes on from the stock network's checkpoint of crops, early
             stages frozen; or it refines another's masks.
-        options: of FCtL or BiCoR-Seg.
+        options: of FCtL, BiCoR-Seg or PENet.
         of: the method whose masks are refined.
+        grown: what the points have grown by, one of `rsseglab.experiments.points.SOURCES`; they have not if None.
     """
 
     title: str
@@ -85,6 +88,7 @@ class Method:
     stage: int = 1
     options: Mapping[str, Any] | None = None
     of: str | None = None
+    grown: str | None = None
 
 
 @dataclass(frozen=True)
@@ -364,6 +368,9 @@ def _train(preset: Preset, method: Method, split: Split, config: TrainConfig, fo
     if method.kind == "downsampled":
         train, val = ([in_memory(decimated(s, preset.downsample)) for s in part] for part in (split.train, split.val))
         return fit(train, val, config, folder, resume, progress=False)
+    if method.kind == "points":
+        clicked, grown = point_labels(split.train, folder / "points", method.grown)
+        return fit_method(clicked, split.val, config, folder, resume, progress=False, grown=grown)
     segmenter = _stopped_early(preset, method, split, folder, seed) if method.of else None
     return fit_method(split.train, split.val, config, folder, resume, progress=False, segmenter=segmenter)
 
@@ -401,7 +408,7 @@ def _ways(preset: Preset, method: Method, trained: TrainedNetwork, folder: Path,
         return {"whole": lambda s, p: refine(segmenter, s, p, merging)}
     if method.kind == "fusion":
         return {n: lambda s, p, c=c: predict_fusion(trained, s, p, c, progress=False) for n, c in croppings.items()}
-    if method.kind in ("crops", "contexts", "embeddings"):
+    if method.kind in ("crops", "contexts", "embeddings", "points"):
         return {n: lambda s, p, c=c: predict_by_crops(trained, s, p, c, progress=False) for n, c in croppings.items()}
     grid = Grid.parse(preset.tiles)
     layout = Layout(grid.rows, grid.cols)

@@ -3,7 +3,9 @@
 A folder of points has one file a scene, ``NAME.geojson``; a folder of grown labels one ``NAME.tif``.
 """
 
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +222,54 @@ def as_points(
     if grown is None:
         return clicked, {}
     return clicked, {c: _with_label(scene, grown) for c, scene in zip(clicked, scenes, strict=True)}
+
+
+def point_labels(
+    scenes: Sequence[Scene], folder: Path, by: str | None = None
+) -> tuple[list[Scene], dict[Scene, Scene]]:
+    """Scenes with innermost clicks for labels, and what these have grown to; made once and kept in a folder.
+
+    Args:
+        scenes: with labels.
+        folder: for clicks, grown labels and embeddings.
+        by: one of `SOURCES`; nothing has grown if not given.
+
+    Raises:
+        UserError: as `sample` and `grow_points`.
+    """
+    clicks = _once(folder / "clicks", lambda place: _sample_all(scenes, place))
+    if by is None:
+        return as_points(scenes, clicks)
+    return as_points(scenes, clicks, _once(folder / by, lambda place: _grow_all(scenes, clicks, place, by, folder)))
+
+
+def _sample_all(scenes: Sequence[Scene], place: Path) -> None:
+    for scene in scenes:
+        write_points(place / f"{scene.name}.geojson", innermost_points(scene), scene)
+
+
+def _grow_all(scenes: Sequence[Scene], clicks: Path, place: Path, by: str, folder: Path) -> None:
+    made: dict[str, MaskSource] = {}
+    options = {"cache": folder / "embeddings"} if by == "sam" else {}
+    for scene in scenes:
+        source = source_of(by, scene, made, **options)
+        write_grown(place / f"{scene.name}.tif", grow_points(scene, points_of(scene, clicks), source).label, scene)
+
+
+def _once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A folder, made aside and renamed, so that runs side by side never see half of it."""
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=folder.parent))
+        try:
+            make(aside)
+            aside.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # if it is, another run was faster
+                raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return folder
 
 
 def _with_label(scene: Scene, folder: Path) -> Scene:

@@ -20,6 +20,7 @@ Source:
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -206,7 +207,7 @@ def _load(path: Path) -> NDArray[np.float32]:
 
 
 def _save(path: Path, embedding: NDArray[np.float32]) -> None:
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # runs side by side may save the same window
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
