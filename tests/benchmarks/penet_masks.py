@@ -9,6 +9,7 @@ of Segment Anything; between two sizes it is interpolated.
 """
 
 import argparse
+import itertools
 import time
 
 import numpy as np
@@ -45,7 +46,7 @@ def grown(scene, points, source):
 def at_precision(curve, precision):
     """Coverage where a curve of (coverage, precision), by growing size, falls to a precision; 0 if it starts below."""
     best = 0.0
-    for (c0, p0), (c1, p1) in zip(curve, curve[1:], strict=False):
+    for (c0, p0), (c1, p1) in itertools.pairwise(curve):
         if p0 >= precision:
             best = max(best, c0)
         if (p0 - precision) * (p1 - precision) < 0:
