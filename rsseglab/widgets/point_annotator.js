@@ -123,7 +123,7 @@ function render({ model, el }) {
     "div",
     { class: "row" },
     action("Undo", "take the last change back (u)", undo),
-    action("Whole scene", "see all of it (0)", fit),
+    action("See all", "the whole scene (0)", fit),
     action("Save", "to the notebook's file (s)", save),
     action("Load", "points of a file", () => chosen.click()),
     action("Download", "points in px, as GeoJSON", download),
