@@ -82,7 +82,10 @@ def _command(commands: "_Commands", name: str, help: str, run: object) -> argpar
 
 def _add_data_options(parser: argparse.ArgumentParser, default: str | None) -> None:
     parser.add_argument(
-        "--data", default=default, metavar="NAME", help="data set: a name of 'rsseglab data list', or a manifest's path"
+        "--data",
+        default=default,
+        metavar="NAME",
+        help="data set: a name of 'rsseglab data list', NAME:PROTOCOL to train by other splits, or a manifest's path",
     )
     parser.add_argument(
         "--root",
@@ -304,6 +307,7 @@ ONLY: tuple[tuple[tuple[str, ...], str, str, dict[str, object]], ...] = (
 )
 PRESETS = (
     "rest-stage1", "rest-stage2", "fctl-deepglobe", "fctl-inria", "bicor-loveda", "bicor-vaihingen", "bicor-potsdam",
+    "penet-vaihingen", "penet-vaihingen-crgnet", "penet-potsdam",
 )  # fmt: skip
 
 
@@ -313,6 +317,8 @@ def _take_preset(args: argparse.Namespace) -> None:
         from rsseglab.fctl.preset import published
     elif args.preset.startswith("bicor"):
         from rsseglab.bicor_seg.preset import published
+    elif args.preset.startswith("penet"):
+        from rsseglab.penet.preset import published
     else:
         from rsseglab.rest.preset import published
 
@@ -746,7 +752,7 @@ def _add_points(commands: "_Commands") -> None:
     parser = _command(commands, "points", about, _points)
     parser.add_argument("action", choices=("sample", "grow", "show"), help="what to do")
     _add_data_options(parser, "synthetic")
-    parser.add_argument("--split", default="train", help="of the data set, such as train or crgnet.train")
+    parser.add_argument("--split", default="train", help="of the data set")
     parser.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="runs/points/ACTION if not given")
     parser.add_argument("--points", type=Path, default=None, metavar="FOLDER", help="of clicks, to grow or show")
     sampling = parser.add_argument_group("sample")
@@ -759,6 +765,7 @@ def _add_points(commands: "_Commands") -> None:
     sampling.add_argument("--each", type=int, default=1, help="clicks an object or a class")
     sampling.add_argument("--share", type=float, default=1e-4, help="of the labelled pixels")
     sampling.add_argument("--least-px", type=int, default=100, help="objects of so many px or fewer are not clicked")
+    sampling.add_argument("--leave-out", nargs="+", default=(), metavar="CLASS", help="classes that nobody clicks")
     sampling.add_argument("--wrong", type=float, default=0.0, metavar="SHARE", help="of the clicks get a wrong class")
     sampling.add_argument("--off-px", type=float, default=0.0, metavar="PX", help="by which clicks miss (deviation)")
     sampling.add_argument("--seed", type=int, default=0, help="of everything random")
@@ -776,14 +783,16 @@ def _add_points(commands: "_Commands") -> None:
 
 def _points(args: argparse.Namespace) -> None:
     from rsseglab.experiments import points
-    from rsseglab.scenes.manifest import load_manifest
+    from rsseglab.scenes.manifest import load_protocol
 
-    scenes = load_manifest(args.data).scenes(args.split, args.root)
+    manifest, prefix = load_protocol(args.data)
+    scenes = manifest.scenes(prefix + args.split, args.root)
     out = args.out or Path("runs/points") / args.action
     if args.action == "sample":
         points.sample_and_write(
             scenes, out, args.how, args.seed,
             wrong=args.wrong, off_px=args.off_px, each=args.each, share=args.share, least_px=args.least_px,
+            leave_out=args.leave_out,
         )  # fmt: skip
         return
     if args.points is None:

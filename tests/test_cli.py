@@ -408,7 +408,7 @@ def test_ablate_points_from_the_command_line(tmp_path, capsys):
     assert main(["ablate", "penet", "--quick", "--methods", *methods, "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "superpixels for SAM" in shown and "of dense, %" in shown and "100" in shown
-    assert {"clicks", "superpixels"} <= {p.name for p in (tmp_path / "points").iterdir()}
+    assert {"clicks", "superpixels"} <= {p.name for p in (tmp_path / "labels").iterdir()}
     shutil.copytree(tmp_path / "records", tmp_path / "penet" / "synthetic")
     page = ablation_page(tmp_path / "penet")
     assert "PENet in parts" in page and "| points alone |" in page and "penet (seed 0)" in page
@@ -514,6 +514,9 @@ def test_points_are_sampled_grown_shown_and_trained_on(data, tmp_path, capsys):
     points, grown = tmp_path / "points", tmp_path / "grown"
     assert main(["points", "sample", *options(data), "--out", str(points), "--how", "objects", "--each", "2"]) == 0
     assert {p.name for p in points.iterdir()} == {"a.geojson", "b.geojson"}
+    few = ["points", "sample", *options(data), "--out", str(tmp_path / "few"), "--leave-out", "water"]
+    assert main(few) == 0 and '"water"' not in (tmp_path / "few" / "a.geojson").read_text()
+    assert main([*few, "sea"]) == 2 and "has no class 'sea'" in capsys.readouterr().err
     assert main(["points", "grow", *options(data), "--points", str(points), "--by", "discs", "--out", str(grown)]) == 0
     said = capsys.readouterr().out
     assert "without mask" in said and "covered" in said and "right" in said
@@ -528,6 +531,15 @@ def test_points_are_sampled_grown_shown_and_trained_on(data, tmp_path, capsys):
     assert record["configuration"]["grown"] and record["configuration"]["points"]["a"] > 4
     maps = ["--checkpoint", str(tmp_path / "run" / "best.ckpt"), "--output", str(tmp_path / "maps")]
     assert main(["predict", "d", *options(data), *maps]) == 0
+
+
+@pytest.mark.parametrize("preset", ["penet-vaihingen", "penet-vaihingen-crgnet", "penet-potsdam"])
+def test_the_presets_of_points(data, tmp_path, preset):
+    assert main(["points", "sample", *options(data), "--out", str(tmp_path / "points")]) == 0
+    run = ["--points", str(tmp_path / "points"), "--encoder", "test_resnet", "--weights", "none", "--steps", "1"]
+    run += ["--crop", "64", "--batch-size", "1", "--val-window", "64", "--out", str(tmp_path / "run")]
+    assert main(["train", *options(data), *run, "--preset", preset]) == 0
+    assert load_checkpoint(tmp_path / "run" / "best.ckpt").method == "penet"
 
 
 @pytest.mark.parametrize(

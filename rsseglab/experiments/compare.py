@@ -369,7 +369,7 @@ def _train(preset: Preset, method: Method, split: Split, config: TrainConfig, fo
         train, val = ([in_memory(decimated(s, preset.downsample)) for s in part] for part in (split.train, split.val))
         return fit(train, val, config, folder, resume, progress=False)
     if method.kind == "points":
-        clicked, grown = point_labels(split.train, folder / "points", method.grown)
+        clicked, grown = point_labels(split.train, folder.parents[1] / "labels", method.grown)
         return fit_method(clicked, split.val, config, folder, resume, progress=False, grown=grown)
     segmenter = _stopped_early(preset, method, split, folder, seed) if method.of else None
     return fit_method(split.train, split.val, config, folder, resume, progress=False, segmenter=segmenter)

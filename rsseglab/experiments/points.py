@@ -74,6 +74,7 @@ def sample_and_write(
     *,
     wrong: float = 0.0,
     off_px: float = 0.0,
+    leave_out: Sequence[str] = (),
     **options: Any,
 ) -> None:
     """Sample clicks of scenes, write a GeoJSON each, and print how many there are of each class.
@@ -85,14 +86,19 @@ def sample_and_write(
         seed: of the draws.
         wrong: see `rsseglab.scenes.points.with_errors`.
         off_px: likewise.
+        leave_out: names of classes that nobody clicks.
         **options: of `sample`.
 
     Raises:
-        UserError: as `sample`; the folder can't be written to.
+        UserError: as `sample`; there is no such class; the folder can't be written to.
     """
     table = {}
     for scene in scenes:
-        points = with_errors(sample(scene, how, seed, **options), scene, seed, wrong, off_px)
+        names = [c.name for c in scene.classes]
+        if unknown := [name for name in leave_out if name not in names]:
+            raise UserError(f"scene {scene.name} has no class '{unknown[0]}'; it has {', '.join(names)}.")
+        points = [p for p in sample(scene, how, seed, **options) if p.name not in leave_out]
+        points = with_errors(points, scene, seed, wrong, off_px)
         write_points(out / f"{scene.name}.geojson", points, scene)
         table[scene.name] = _counts(points, scene)
     print(pd.DataFrame(table).T.to_string())

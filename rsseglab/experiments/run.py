@@ -15,7 +15,7 @@ from rsseglab.evaluation import PROTOCOLS, Evaluation, evaluate_scene, pool
 from rsseglab.evaluation.protocols import PAD_TO_PX, score
 from rsseglab.experiments.methods import digest, fit_method
 from rsseglab.experiments.points import as_points, point_counts
-from rsseglab.scenes.manifest import load_manifest
+from rsseglab.scenes.manifest import load_protocol
 from rsseglab.scenes.raster import read_legend, read_tags
 from rsseglab.scenes.scene import Scene
 from rsseglab.scenes.views import single_class
@@ -37,7 +37,7 @@ def train_and_record(
     """Train on a data set's split ``train``, select on ``val``, and write ``record.json`` beside the checkpoints.
 
     Args:
-        data: name of a data set, or path of a manifest.
+        data: name of a data set, "NAME:PROTOCOL" for another protocol of it, or path of a manifest.
         root: where its files are; searched for when not given.
         config: the run.
         out: folder for checkpoints, log and record.
@@ -50,9 +50,9 @@ def train_and_record(
     Raises:
         UserError: data, settings or disk are wrong.
     """
-    manifest = load_manifest(data)
+    manifest, prefix = load_protocol(data)
     start = perf_counter()
-    train, val = (as_one_class(manifest.scenes(split, root), one_class) for split in ("train", "val"))
+    train, val = (as_one_class(manifest.scenes(prefix + split, root), one_class) for split in ("train", "val"))
     clicked, labels = as_points(train, points, grown) if points else (train, {})
     result = fit_method(clicked, val, config, out, resume, segmenter=segmenter, grown=labels)
     if os.environ.get("RANK", "0") != "0":  # one of torchrun's ranks: the first one writes
@@ -60,7 +60,7 @@ def train_and_record(
     RunRecord(
         command=["rsseglab", *sys.argv[1:]],
         configuration={
-            "data": manifest.name,
+            "data": manifest.name + (f":{prefix.rstrip('/')}" if prefix else ""),
             "manifest_sha256": manifest.sha256,
             "single_class": list(one_class),
             "segmenter_sha256": None if segmenter is None else digest(segmenter),
