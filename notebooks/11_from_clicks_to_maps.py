@@ -21,7 +21,7 @@
 # by a network that knows what an object looks like (Segment Anything), and then by what the segmenter itself has learnt?
 #
 # **It assumes** the first notebook (whole scenes, crops, mean IoU).
-# **It takes** about six minutes on a laptop with two cores, and 3 GiB of memory. Where `RSSEGLAB_DATA` has the Dubai scenes
+# **It takes** about six minutes on a laptop with two cores, and 4 GiB of memory. Where `RSSEGLAB_DATA` has the Dubai scenes
 # these are used; else made ones. Where `RSSEGLAB_WEIGHTS` has `mobile_sam.pt` masks come from MobileSAM; else from
 # superpixels, which know nothing of objects, and the text says where that matters.
 #
@@ -164,7 +164,7 @@ annotator
 # **hold no click of another class**, and fill no more than a quarter of the window, the one with the best guess.
 
 # %%
-source, source_name = (sam, "Segment Anything") if sam else (Superpixels(), "superpixels")
+source, source_name = (sam, "Segment Anything") if sam else (Superpixels(256), "superpixels")
 points = clicks["innermost"][scene.name]
 places = np.array([(p.row, p.col) for p in points])
 kinds = np.array([p.name for p in points])
@@ -199,7 +199,7 @@ show(figure, "Three clicks, and for each the masks that are proposed; the rest o
 # curve of discs is drawn over all radii, and a source is worth something where its dot lies above the curve.
 
 # %%
-sources = {"superpixels": Superpixels(256 if factor > 1 else 900)} | ({"Segment Anything": sam} if sam else {})
+sources = {"superpixels": Superpixels(256)} | ({"Segment Anything": sam} if sam else {})
 radii = (0, 1, 2, 4, 6, 9, 13, 18, 25)
 start, found = time.perf_counter(), {}
 for how, of in clicks.items():
@@ -466,7 +466,7 @@ for folder in folders:
 # | Segment Anything | makes labels from points | prompts and masks (SAM, MobileSAM) | one positive prompt, 8 negative ones, area cap, conflicts |
 # | expansion | by similarity of features, anchored in the masks, over training | regions (CRGNet), soft labels (AGMM) | prototypes, threshold, margin, schedule |
 # | EMA | is integrated | its structure | where it stands, 8 groups |
-# | loss | | absence penalty (DBFNet) | the weights |
+# | loss | | absence penalty (DBFNet; off) | the weights |
 # | network, optimiser, crops, splits | | two splits of Vaihingen | encoder, decoder, all settings |
 #
 # So a number here says nothing of PENet's own numbers, in either direction.

@@ -263,7 +263,7 @@ def _add_penet_options(parser: argparse.ArgumentParser) -> None:
     penet.add_argument("--attention", default="ema", help="ema or none, before the head")
     penet.add_argument("--grown-weight", type=float, default=1.0, help="of the loss of grown labels")
     penet.add_argument("--expanded-weight", type=float, default=0.5, help="of the loss of expanded labels")
-    penet.add_argument("--absence-weight", type=float, default=0.1, help="of the penalty of classes without a click")
+    penet.add_argument("--absence-weight", type=float, default=0.0, help="of the penalty of classes without an anchor")
 
 
 #: What only one method has a use for, with its default.
@@ -279,7 +279,7 @@ BICOR_ONLY: dict[str, object] = {
 }  # fmt: skip
 PENET_ONLY: dict[str, object] = {
     "points": None, "grown": None, "expansion": "similarity", "attention": "ema", "grown_weight": 1.0,
-    "expanded_weight": 0.5, "absence_weight": 0.1,
+    "expanded_weight": 0.5, "absence_weight": 0.0,
 }  # fmt: skip
 CONTEXTS_ONLY: dict[str, object] = {"contexts": None, "edge": "pad"}
 WINDOWS_ONLY: dict[str, object] = {"val_window": 512}

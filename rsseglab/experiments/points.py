@@ -4,6 +4,7 @@ A folder of points has one file a scene, ``NAME.geojson``; a folder of grown lab
 """
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -98,7 +99,7 @@ def sample_and_write(
         if unknown := [name for name in leave_out if name not in names]:
             raise UserError(f"scene {scene.name} has no class '{unknown[0]}'; it has {', '.join(names)}.")
         points = [p for p in sample(scene, how, seed, **options) if p.name not in leave_out]
-        points = with_errors(points, scene, seed, wrong, off_px)
+        points = with_errors(points, scene, seed, wrong, off_px, [name for name in names if name not in leave_out])
         write_points(out / f"{scene.name}.geojson", points, scene)
         table[scene.name] = _counts(points, scene)
     print(pd.DataFrame(table).T.to_string())
@@ -131,7 +132,7 @@ def source_of(by: str, scene: Scene, made: dict[str, MaskSource], **options: Any
         by: one of `SOURCES`, or a folder with a raster of segment numbers for each scene, ``NAME.tif``.
         scene: that masks are wanted of.
         made: sources that serve all scenes; one that is missing is added.
-        **options: of `rsseglab.penet.sam.SegmentAnything`.
+        **options: of the source's class.
 
     Raises:
         UserError: there is no such source; or as the source's own class.
@@ -142,8 +143,9 @@ def source_of(by: str, scene: Scene, made: dict[str, MaskSource], **options: Any
             raise UserError(f"'{by}' is no folder, and no source of masks; choose one of {', '.join(SOURCES)}.")
         return StoredMasks(folder / f"{scene.name}.tif", scene)
     if by not in made:
-        kinds = {"superpixels": Superpixels, "discs": Discs}
-        made[by] = SegmentAnything(**options) if by == "sam" else kinds[by]()
+        kinds: dict[str, Callable[..., MaskSource]]
+        kinds = {"sam": SegmentAnything, "superpixels": Superpixels, "discs": Discs}
+        made[by] = kinds[by](**options)
     return made[by]
 
 
@@ -221,10 +223,15 @@ def as_points(
         points: folder of clicks.
         grown: folder of grown labels, if any.
 
+    A class that nobody clicks in any scene is never learnt; which these are is said on the screen.
+
     Raises:
         UserError: a file is missing or does not fit its scene.
     """
     clicked = [with_points(scene, points_of(scene, points)) for scene in scenes]
+    values = {int(value) for scene in clicked for value in scene._label.values}  # type: ignore[union-attr]
+    if never := [c.name for c in scenes[0].classes if c.value not in values]:
+        print(f"no point of {', '.join(never)}: not learnt", file=sys.stderr)
     if grown is None:
         return clicked, {}
     return clicked, {c: _with_label(scene, grown) for c, scene in zip(clicked, scenes, strict=True)}
@@ -256,7 +263,9 @@ def _sample_all(scenes: Sequence[Scene], place: Path) -> None:
 
 def _grow_all(scenes: Sequence[Scene], clicks: Path, place: Path, by: str, folder: Path) -> None:
     made: dict[str, MaskSource] = {}
-    options = {"cache": folder / "embeddings"} if by == "sam" else {}
+    # Ablations are on scenes at a coarser resolution, where objects have fewer pixels than superpixels' own default.
+    choices: dict[str, dict[str, Any]] = {"sam": {"cache": folder / "embeddings"}, "superpixels": {"area_px": 256}}
+    options = choices.get(by, {})
     for scene in scenes:
         source = source_of(by, scene, made, **options)
         write_grown(place / f"{scene.name}.tif", grow_points(scene, points_of(scene, clicks), source).label, scene)

@@ -16,7 +16,9 @@ before a share w of the training, :math:`t \in [0, 1]`; then the threshold falls
 .. math:: \tau_t = \tau_0 - (\tau_0 - \tau_1) \frac{t - w}{1 - w}
 
 **Region growing** (CRGNet). In each of :math:`\lfloor 10\, t^{0.9} \rfloor` rounds an unlabelled pixel takes the label
-of one of its 8 neighbours, if the network predicts the same with a probability above 0.95.
+of one of its 8 neighbours, if the network predicts the same with a probability above 0.95. CRGNet grows at every 20th
+step on a map of stride 8; here labels are made anew at each step, on the map of the decoder (stride 4 for FPN, where as
+many rounds reach half as far).
 
 **Soft labels** (AGMM). Each pixel is as much of a class as its features are near the class's anchors in this image:
 

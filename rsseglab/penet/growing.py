@@ -27,6 +27,7 @@ from rsseglab.scenes.raster import Window
 from rsseglab.scenes.scene import IGNORE_INDEX, Scene
 
 CONFLICTS = ("smaller", "ignore")
+AT_ONCE = 32  # clicks whose proposals are held together, of some 3 MiB each
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def grow_points(
     """Grow clicks by the masks of a source.
 
     Args:
-        scene: of any size; read in windows around the clicks, one byte a pixel is held for the result.
+        scene: of any size; read in windows around the clicks. Held are two bytes a pixel of it, and one for each pixel
+            of the box around each mask.
         points: clicks in it.
         source: of masks.
         most_share: of a window's pixels that a mask may have.
@@ -81,14 +83,15 @@ def grow_points(
         for window, which in windows_around(places, scene.height, scene.width, source.window_px):
             local = places - (window.row, window.col)
             inside = ((local >= 0) & (local < (window.height, window.width))).all(1)
-            others = [local[inside & (classes != classes[i])] for i in which]
-            proposals = source.propose(scene, window, local[which], others)
             most_px = most_share * window.height * window.width
-            for i, its, apart in zip(which, proposals, others, strict=True):
-                mask = choose(its, local[i], apart, most_px)
-                if mask is not None:
-                    found.append(_Found(window, mask, int(classes[i])))
-            bar.update(len(which))
+            for few in np.array_split(which, -(-len(which) // AT_ONCE)):
+                others = [local[inside & (classes != classes[i])] for i in few]
+                proposals = source.propose(scene, window, local[few], others)
+                for i, its, apart in zip(few, proposals, others, strict=True):
+                    mask = choose(its, local[i], apart, most_px)
+                    if mask is not None:
+                        found.append(_Found(window, mask, int(classes[i])))
+                bar.update(len(few))
     label, contested = _painted(found, scene, conflicts)
     label[tuple(np.floor(places).astype(int).T)] = classes
     return Grown(label, len(points), len(points) - len(found), contested)

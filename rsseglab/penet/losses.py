@@ -5,12 +5,14 @@ r"""The loss of point labels: clicks, what masks have grown from them, what is e
     L_0 = \frac{1}{|\bar K| |X|} \sum_{k \in \bar K} \sum_{x \in X} -\log(1 - p_k(x))
 
 with C the clicked pixels, G the pixels that masks label (`rsseglab.penet.growing`), E the expanded ones
-(`rsseglab.penet.expansion`), and :math:`\bar K` the classes that have no anchor in the image. With AGMM's soft labels s
-in the place of E, the third term is
+(`rsseglab.penet.expansion`), on the grid of the features, and :math:`\bar K` the classes that have no anchor in the
+image. The last term takes them for absent, which holds where each object of each crop is clicked, as DBFNet does; where
+a click stands for an object larger than a crop it is wrong more often than right, so c is 0 if nobody says otherwise.
+With AGMM's soft labels s in the place of E, the third term is
 
 .. math::
     b \big( \mathrm{BCE}(p, s)_{k \in K} + \mathrm{BCE}(s, y)_{C \cup G}
-    + \mathrm{mean}_{i < j} \exp(-\mathrm{mean}_c |\mu_i - \mu_j|^2) \big)
+    + \mathrm{mean}_{i < j} \exp(-(\mathrm{mean}_c |\mu_i - \mu_j|)^2) \big)
 
 The weights a, b, c are ours: PENet's are not known. CRGNet's own loss (Lovasz, a second classifier) is not taken over;
 its region growing is, so that the three ways of expansion differ in nothing else.
@@ -76,7 +78,7 @@ class PointLoss(nn.Module):
         expansion: str = "similarity",
         masks: float = 1.0,
         expanded: float = 0.5,
-        absence: float = 0.1,
+        absence: float = 0.0,
     ) -> None:
         super().__init__()
         if expansion not in EXPANSIONS:
@@ -119,8 +121,16 @@ class PointLoss(nn.Module):
             logits = F.interpolate(mapped.logits, size=size, mode="bilinear", align_corners=False)
             return soft_loss(logits, features, coarse)
         labels = self.expand(mapped._replace(features=features), coarse)
+        labels = labels.where(coarse == IGNORE_INDEX, IGNORE_INDEX)  # a click's cell is no expansion of it
         full = F.interpolate(labels[:, None].double(), size=anchors.shape[1:], mode="nearest")[:, 0].long()
         return cross_entropy(mapped.logits, full.where(anchors == IGNORE_INDEX, IGNORE_INDEX))
+
+    def restart(self) -> None:
+        """Forget how far a training was, and what its prototypes were: another begins."""
+        self.step.zero_()
+        if self.similarity is not None:
+            self.similarity.prototypes.zero_()
+            self.similarity.known.zero_()
 
     def expand(self, mapped: Mapped, anchors: Tensor) -> Tensor:
         """Expanded labels (B, h, w) at this step, of anchors (B, h, w) on the features' grid."""

@@ -1,4 +1,4 @@
-r"""A network that learns from points: any encoder and decoder, with EMA between decoder and head.
+r"""A network that learns from points: any encoder, most decoders, with EMA between decoder and head.
 
 .. math:: z = \mathrm{EMA}(\mathrm{decoder}(\mathrm{encoder}(x))), \qquad \mathrm{logits} = \mathrm{head}(z)
 
@@ -32,7 +32,8 @@ class PENet(nn.Module):
         encoder: name, see `rsseglab.encoders`.
         classes: number of classes K.
         attention: "ema" or "none".
-        decoder: name, see `rsseglab.decoders`; its map has channels that ``groups`` divides.
+        decoder: name, see `rsseglab.decoders`, of one with a head of convolutions (all but dpt and fcn); its map has
+            channels that ``groups`` divides.
         groups: of EMA.
         steps: of the training, see `rsseglab.penet.losses.PointLoss`.
         expansion: likewise.
@@ -63,7 +64,7 @@ class PENet(nn.Module):
         expansion: str = "similarity",
         masks: float = 1.0,
         expanded: float = 0.5,
-        absence: float = 0.1,
+        absence: float = 0.0,
         bands: int = 3,
         weights: str | Path | None = None,
         wavelengths_um: Sequence[float] | None = None,
@@ -75,7 +76,10 @@ class PENet(nn.Module):
         network: Any = create_network(
             encoder, decoder, bands, classes, weights, wavelengths_um=wavelengths_um, gsd_m=gsd_m
         )
-        dim = next(m for m in network.segmentation_head.modules() if isinstance(m, nn.Conv2d)).in_channels
+        head = next((m for m in network.segmentation_head.modules() if isinstance(m, nn.Conv2d)), None)
+        if head is None or decoder == "dpt":
+            raise UserError(f"PENet reads the map before a decoder's head, and {decoder} has none; try fpn or unet.")
+        dim = head.in_channels
         self.network: Any = network
         self.attention = EfficientMultiScaleAttention(dim, groups) if attention == "ema" else nn.Identity()
         self.criterion = PointLoss(classes, dim, steps, expansion, masks, expanded, absence)

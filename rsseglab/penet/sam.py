@@ -43,6 +43,7 @@ from rsseglab.scenes.scene import Scene
 Mask = NDArray[np.bool_]
 Places = NDArray[np.floating[Any]]  # (n, 2): rows and columns in px from a window's corner
 KEPT = 4  # embeddings in memory, of 4 MiB each
+AT_ONCE = 8  # prompts that are decoded together, of some 32 MiB each
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,11 @@ class SegmentAnything:
             which = [i for i, p in enumerate(prompts) if len(p) == size]
             points = np.stack([prompts[i] for i in which])[..., ::-1]  # x before y
             labels = np.tile([1] + [0] * (size - 1), (len(which), 1))
-            masks, scores, _ = self.predict(image, points, labels)
-            for i, three, its in zip(which, masks, scores, strict=True):
-                found[i] = [Proposal(m, float(s)) for m, s in zip(three, its, strict=True)]
+            for first in range(0, len(which), AT_ONCE):
+                part = slice(first, first + AT_ONCE)
+                masks, scores, _ = self.predict(image, points[part], labels[part])
+                for i, three, its in zip(which[part], masks, scores, strict=True):
+                    found[i] = [Proposal(m, float(s)) for m, s in zip(three, its, strict=True)]
         return found
 
     def predict(
@@ -249,6 +252,9 @@ class Superpixels:
     Args:
         area_px: of a superpixel, on average.
         compactness: how much nearness weighs against likeness of colour.
+
+    Raises:
+        UserError: a superpixel would have no pixel.
     """
 
     window_px = SIDE_PX
@@ -257,16 +263,20 @@ class Superpixels:
         if area_px < 1:
             raise UserError(f"area_px is {area_px}; a superpixel has at least one pixel.")
         self.area_px, self.compactness = area_px, compactness
+        self._last: tuple[Scene, Window, Array] | None = None
 
     def propose(self, scene: Scene, window: Window, clicks: Places, others: Sequence[Places]) -> list[list[Proposal]]:
         """See `MaskSource`; the superpixel under the click."""
-        segments = max(1, window.height * window.width // self.area_px)
-        image = as_rgb(scene, window)
-        return _segments_at(slic(image, segments, self.compactness, sigma=1, start_label=1, channel_axis=-1), clicks)
+        if self._last is None or self._last[0] is not scene or self._last[1] != window:
+            count = max(1, window.height * window.width // self.area_px)
+            image = as_rgb(scene, window)
+            segments = slic(image, count, self.compactness, sigma=1, start_label=1, channel_axis=-1)
+            self._last = scene, window, segments
+        return _segments_at(self._last[2], clicks)
 
 
 class Discs:
-    """All that is nearer than a radius.
+    """All that is nearer than a radius, and nearer than to any click that the object does not hold.
 
     Args:
         radius_px: of a disc; 0 for the clicked pixel alone.
@@ -279,9 +289,21 @@ class Discs:
 
     def propose(self, scene: Scene, window: Window, clicks: Places, others: Sequence[Places]) -> list[list[Proposal]]:
         """See `MaskSource`; a disc around the click."""
-        rows, cols = np.ogrid[: window.height, : window.width]
-        centres = np.floor(clicks)
-        return [[Proposal((rows - r) ** 2 + (cols - c) ** 2 <= self.radius_px**2, 1.0)] for r, c in centres]
+        return [
+            [Proposal(self._disc(window, np.floor(c), np.floor(o)), 1.0)] for c, o in zip(clicks, others, strict=True)
+        ]
+
+    def _disc(self, window: Window, click: Places, others: Places) -> Mask:
+        mask, reach = np.zeros((window.height, window.width), bool), int(self.radius_px)
+        first = np.maximum(click.astype(int) - reach, 0)
+        last = np.minimum(click.astype(int) + reach + 1, mask.shape)
+        rows, cols = np.ogrid[first[0] : last[0], first[1] : last[1]]
+        own = (rows - click[0]) ** 2 + (cols - click[1]) ** 2
+        inside = own <= self.radius_px**2
+        for row, col in others[(np.abs(others - click) <= 2 * self.radius_px).all(1)]:
+            inside &= own < (rows - row) ** 2 + (cols - col) ** 2
+        mask[first[0] : last[0], first[1] : last[1]] = inside
+        return mask
 
 
 def _segments_at(segments: Array, clicks: Places) -> list[list[Proposal]]:

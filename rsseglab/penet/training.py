@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from rsseglab.errors import UserError
 from rsseglab.launch import under_torchrun
 from rsseglab.scenes.datamodule import CropDataset, Sample, SceneDataModule, place_of
-from rsseglab.scenes.scene import IGNORE_INDEX, Scene
+from rsseglab.scenes.scene import IGNORE_INDEX, Scene, fingerprint
 from rsseglab.training.fit import TrainConfig, TrainResult, data_settings, run_fit, start_from, task_settings
 from rsseglab.training.task import SceneSegmentationTask
 
@@ -102,6 +102,11 @@ def fit_points(
     torch.manual_seed(config.seed)
     config = replace(config, options={**(config.options or {}), "steps": config.steps})
     data = PointDataModule(train, val, grown=grown or {}, **data_settings(config))
-    task = SceneSegmentationTask(**task_settings(config, data))
-    start_from(task.model, config, resumed=(folder / "last.ckpt").is_file())
+    settings, resumed = task_settings(config, data), (folder / "last.ckpt").is_file()
+    # What a run is resumed with has to be what it began with.
+    settings["metadata"]["scenes"]["grown"] = [[s.name for s in data.grown], fingerprint(list(data.grown.values()))]
+    task = SceneSegmentationTask(**settings)
+    start_from(task.model, config, resumed)
+    if not resumed:
+        task.model.criterion.restart()
     return run_fit(task, data, config, folder, resume, progress)

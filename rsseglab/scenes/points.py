@@ -5,12 +5,16 @@ corner of the scene. Files are
 
 - **GeoJSON**, features of geometry Point with the properties ``class`` and ``who``: longitude and latitude as the
   standard has it (RFC 7946), or another system where the older member ``crs`` names one, as QGIS writes it; in a scene
-  without georeference column and row, marked by the member ``"coordinates": "pixel"``.
+  without georeference column and row, marked by the member ``"pixel_coordinates": true``.
 - **CSV** with the columns ``class``, optionally ``who``, and either ``row`` and ``col`` in px or ``x`` and ``y`` in the
   scene's own coordinate system.
 
 Sources of the samplers' protocols: innermost points, one an object of more than 100 px, painted 3 x 3: Wu et al.,
-DBFNet, TIP 2022; random points of a class: Hua et al., FESTA, GRSL 2021, and Xu, Ghamisi, CRGNet, TIP 2022.
+DBFNet, TIP 2022 (there in crops of 256 px, here in whole scenes); a share of the pixels: Hua et al., FESTA, GRSL 2021
+(1 %). CRGNet (Xu, Ghamisi, TIP 2022) has points of four annotators.
+
+Samplers read the label at once and look at it object by object: some 10 bytes a pixel, and 30 more for each pixel of
+the box around the largest object.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +40,7 @@ from rsseglab.scenes.raster import Array
 from rsseglab.scenes.scene import IGNORE_INDEX, LabelClass, Scene, Window
 
 LONGITUDE_LATITUDE = CRS.from_epsg(4326)
+ROUNDING_PX = 1e-4  # of coordinates there and back
 CORNERS_TOUCH = np.ones((3, 3), int)  # pixels that meet at a corner are of one object
 
 
@@ -74,6 +79,8 @@ def check_points(points: Sequence[Point], scene: Scene) -> None:
     seen: dict[tuple[int, int], str] = {}
     for point in points:
         where = f"point ({point.row:g}, {point.col:g}), row and column,"
+        if not np.isfinite([point.row, point.col]).all():
+            raise UserError(f"{where} is no place in scene {scene.name}; correct its coordinates.")
         row, col = point.pixel
         if not (0 <= row < scene.height and 0 <= col < scene.width):
             raise UserError(
@@ -207,7 +214,7 @@ def _from_geojson(text: str, path: Path, scene: Scene) -> list[Point]:
         ) from error
     if len(points) < len(features):
         raise UserError(f"{path} has {len(features) - len(points)} features that are no points; leave them out.")
-    if data.get("coordinates") != "pixel":
+    if not data.get("pixel_coordinates"):
         places = _to_pixels(places, _crs_of(data, path), path, scene)
     return [Point(y, x, *name) for (x, y), name in zip(places, names, strict=True)]
 
@@ -216,8 +223,8 @@ def _crs_of(data: dict[str, Any], path: Path) -> CRS:
     try:
         named = data["crs"]["properties"]["name"] if data.get("crs") else None
         # The standard's own name for longitude before latitude.
-        return CRS.from_user_input(named) if named and not named.endswith("CRS84") else LONGITUDE_LATITUDE
-    except (CRSError, KeyError, TypeError) as error:
+        return CRS.from_user_input(named) if named and not str(named).endswith("CRS84") else LONGITUDE_LATITUDE
+    except (CRSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} names a coordinate system that is unknown ({error}); save it anew.") from error
 
 
@@ -225,14 +232,40 @@ def _to_pixels(places: list[tuple[float, float]], crs: CRS, path: Path, scene: S
     if scene.crs is None:
         raise UserError(
             f"{path} is in {crs} but scene {scene.name} has no georeference; give pixels, with the member "
-            '"coordinates": "pixel".'
+            '"pixel_coordinates": true.'
         )
     if not places:
         return []
-    xs, ys = warp(crs, scene.crs, *zip(*places, strict=True))
-    if not np.isfinite([*xs, *ys]).all():
-        raise UserError(f"{path} has points that {crs} has no place for; save it in the coordinate system it names.")
-    return [_moved(~scene.transform, place) for place in zip(xs, ys, strict=True)]
+    mapped = _warped(crs, scene.crs, places, f"the points of {path}")
+    pixels = (_moved(~scene.transform, place) for place in mapped)
+    return [(_onto(x, scene.width), _onto(y, scene.height)) for x, y in pixels]
+
+
+def _onto(place: float, length: int) -> float:
+    """A place that rounding has put a hair beside the scene, on its edge."""
+    inside = min(max(place, 0.0), float(np.nextafter(length, 0)))
+    return inside if abs(inside - place) < ROUNDING_PX else place
+
+
+def _warped(there: CRS, here: CRS, places: Sequence[tuple[float, float]], what: str) -> list[tuple[float, float]]:
+    """Places in another coordinate system.
+
+    Raises:
+        UserError: they have none there.
+    """
+    try:
+        xs, ys = warp(there, here, *zip(*places, strict=True))
+        found = list(zip(xs, ys, strict=True))
+    except Exception as error:  # GDAL's errors have no public class
+        found, reason = [], f" ({' '.join(str(error).split())[:100]})"
+    else:
+        reason = ""
+    if not found or not np.isfinite(found).all():
+        raise UserError(
+            f"{what} can't be brought from {there} to {here}{reason}; name the file's own coordinate system in it, or "
+            "give pixels."
+        )
+    return found
 
 
 def _moved(transform: Affine, place: tuple[float, float]) -> tuple[float, float]:
@@ -267,8 +300,8 @@ def as_geojson(points: Sequence[Point], scene: Scene) -> dict[str, Any]:
     """Clicks as the object that a GeoJSON file holds; see the module."""
     places = [(p.col, p.row) for p in points]
     if scene.crs and points:
-        mapped = (_moved(scene.transform, place) for place in places)
-        places = list(zip(*warp(scene.crs, LONGITUDE_LATITUDE, *zip(*mapped, strict=True)), strict=True))
+        mapped = [_moved(scene.transform, place) for place in places]
+        places = _warped(scene.crs, LONGITUDE_LATITUDE, mapped, f"the points of scene {scene.name}")
     features = [
         {
             "type": "Feature",
@@ -277,7 +310,7 @@ def as_geojson(points: Sequence[Point], scene: Scene) -> dict[str, Any]:
         }
         for p, (x, y) in zip(points, places, strict=True)
     ]
-    marked = {} if scene.crs else {"coordinates": "pixel"}
+    marked = {} if scene.crs else {"pixel_coordinates": True}
     return {"type": "FeatureCollection", **marked, "features": features}
 
 
@@ -301,9 +334,10 @@ def innermost_points(scene: Scene, least_px: int = 100) -> list[Point]:
     """
     label, points = scene.read_label(), []
     for k in _classes_in(label):
-        inside = np.pad(label == k, 1)
-        distance = ndimage.distance_transform_edt(inside)[1:-1, 1:-1]
-        points += _points_of(ndimage.maximum_position(distance, *_objects(label == k, least_px)), scene, k)
+        for (row, col), mask in _objects(label == k, least_px):
+            distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+            r, c = np.unravel_index(int(distance.argmax()), mask.shape)
+            points.append(_point_in((row + r, col + c), scene, k))
     return _found(points, scene, f"no object of more than {least_px} px")
 
 
@@ -319,11 +353,14 @@ def object_points(scene: Scene, seed: int, each: int = 1, least_px: int = 100) -
     Raises:
         UserError: there is no label, or no object so large.
     """
-    label, draw, points = scene.read_label(), np.random.default_rng(seed), []
+    label, draw, points = scene.read_label(), _draws(seed), []
+    _check_each(each)
     for k in _classes_in(label):
-        objects, numbers = _objects(label == k, least_px)
-        for _ in range(each):
-            points += _points_of(ndimage.maximum_position(draw.random(label.shape), objects, numbers), scene, k)
+        for (row, col), mask in _objects(label == k, least_px):
+            places = np.flatnonzero(mask)
+            for place in draw.choice(places, min(each, len(places)), replace=False):
+                r, c = np.unravel_index(int(place), mask.shape)
+                points.append(_point_in((row + r, col + c), scene, k))
     return _found(points, scene, f"no object of more than {least_px} px")
 
 
@@ -338,11 +375,12 @@ def class_points(scene: Scene, seed: int, each: int) -> list[Point]:
     Raises:
         UserError: there is no label.
     """
-    label, draw, points = scene.read_label(), np.random.default_rng(seed), []
+    label, draw, points = scene.read_label(), _draws(seed), []
+    _check_each(each)
     for k in _classes_in(label):
         places = np.flatnonzero(label == k)
         chosen = draw.choice(places, min(each, len(places)), replace=False)
-        points += _points_of(zip(*np.unravel_index(np.sort(chosen), label.shape), strict=True), scene, k)
+        points += [_point_in(np.unravel_index(int(place), label.shape), scene, k) for place in np.sort(chosen)]
     return _found(points, scene, "no labelled pixel")
 
 
@@ -359,16 +397,21 @@ def share_points(scene: Scene, seed: int, share: float) -> list[Point]:
     """
     if not 0 < share <= 1:
         raise UserError(f"share {share} is no share of the pixels; give more than 0 and at most 1.")
-    label, draw = scene.read_label(), np.random.default_rng(seed)
+    label, draw = scene.read_label(), _draws(seed)
     places = np.flatnonzero(label != IGNORE_INDEX)
     chosen = np.sort(draw.choice(places, round(share * len(places)), replace=False))
-    pixels = np.stack(np.unravel_index(chosen, label.shape), 1)
-    points = [p for pixel in pixels for p in _points_of([pixel], scene, int(label[tuple(pixel)]))]
+    pixels = [np.unravel_index(int(place), label.shape) for place in chosen]
+    points = [_point_in(pixel, scene, int(label[pixel])) for pixel in pixels]
     return _found(points, scene, f"no pixel at a share of {share:g}")
 
 
 def with_errors(
-    points: Sequence[Point], scene: Scene, seed: int, wrong: float = 0.0, off_px: float = 0.0
+    points: Sequence[Point],
+    scene: Scene,
+    seed: int,
+    wrong: float = 0.0,
+    off_px: float = 0.0,
+    among: Sequence[str] = (),
 ) -> list[Point]:
     """The clicks of an annotator who errs.
 
@@ -376,37 +419,56 @@ def with_errors(
         points: as they should be.
         scene: that they lie in; a click never leaves it.
         seed: of the draws.
-        wrong: share of the clicks that get another class, drawn among all others.
+        wrong: share of the clicks that get another class.
         off_px: standard deviation of the distance, in rows and in columns, by which clicks miss.
+        among: names of the classes that wrong ones are drawn from; all of the scene's if not given.
+
+    Raises:
+        UserError: a number is out of range.
     """
-    draw, names = np.random.default_rng(seed), [c.name for c in scene.classes]
+    if not (0 <= wrong <= 1 and 0 <= off_px < np.inf):
+        raise UserError(f"{wrong} wrong clicks, {off_px} px off: give a share of 0 to 1, and no negative distance.")
+    draw, names = _draws(seed), among or [c.name for c in scene.classes]
     out: dict[tuple[int, int], Point] = {}
     for point in points:
         others = [name for name in names if name != point.name]
         err = draw.random() < wrong and others
         name = str(draw.choice(others)) if err else point.name
         drow, dcol = draw.normal(0, off_px, 2) if off_px else (0.0, 0.0)
-        row = float(np.clip(point.row + drow, 0, scene.height - 0.5))
-        col = float(np.clip(point.col + dcol, 0, scene.width - 0.5))
-        moved = Point(row, col, name, point.who)
+        row = float(np.clip(point.row + drow, 0.5, scene.height - 0.5))  # as far as the last pixel's middle
+        col = float(np.clip(point.col + dcol, 0.5, scene.width - 0.5))
+        moved = Point(row, col, name, point.who) if err or off_px else point
         out.setdefault(moved.pixel, moved)  # of two clicks on one pixel the first stays
     return list(out.values())
+
+
+def _draws(seed: int) -> np.random.Generator:
+    if seed < 0:
+        raise UserError(f"seed is {seed}; it must not be negative.")
+    return np.random.default_rng(seed)
+
+
+def _check_each(each: int) -> None:
+    if each < 1:
+        raise UserError(f"each is {each}; give at least one click.")
 
 
 def _classes_in(label: NDArray[np.uint8]) -> list[int]:
     return [int(k) for k in np.unique(label) if k != IGNORE_INDEX]
 
 
-def _objects(mask: NDArray[np.bool_], least_px: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Numbered objects (H, W), and the numbers of those that are large enough."""
+def _objects(mask: NDArray[np.bool_], least_px: int) -> Iterator[tuple[tuple[int, int], NDArray[np.bool_]]]:
+    """Objects that are large enough, each cut out: its first row and column, and where it is in there."""
     objects, _ = ndimage.label(mask, CORNERS_TOUCH)
-    area = np.bincount(objects.ravel())
-    numbers = np.flatnonzero(area > least_px)
-    return objects, numbers[numbers > 0]
+    for number, box in enumerate(ndimage.find_objects(objects), start=1):
+        its = objects[box] == number
+        if its.sum() > least_px:
+            yield (box[0].start, box[1].start), its
 
 
-def _points_of(pixels: Iterable[Any], scene: Scene, k: int) -> list[Point]:
-    return [Point(float(row) + 0.5, float(col) + 0.5, scene.classes[k].name, "sampled") for row, col in pixels]
+def _point_in(pixel: Any, scene: Scene, k: int) -> Point:
+    """A click on the middle of a pixel."""
+    return Point(float(pixel[0]) + 0.5, float(pixel[1]) + 0.5, scene.classes[k].name, "sampled")
 
 
 def _found(points: list[Point], scene: Scene, lack: str) -> list[Point]:

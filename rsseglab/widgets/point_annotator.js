@@ -65,14 +65,14 @@ export function asGeoJSON(points, classes) {
     geometry: { type: "Point", coordinates: [col, row] },
     properties: { class: classes[kind].name, who },
   }));
-  return JSON.stringify({ type: "FeatureCollection", coordinates: "pixel", features }, null, 1);
+  return JSON.stringify({ type: "FeatureCollection", pixel_coordinates: true, features }, null, 1);
 }
 
 /** Points of a GeoJSON in px: {points} or {said}. */
 export function fromGeoJSON(text, classes) {
   try {
     const data = JSON.parse(text);
-    if (data.coordinates !== "pixel") return { said: "Without a kernel only files in pixels can be loaded." };
+    if (!data.pixel_coordinates) return { said: "Without a kernel only files in pixels can be loaded." };
     const numbers = new Map(classes.map((c, i) => [c.name, i]));
     const points = data.features.map((f) => {
       const kind = numbers.get(f.properties.class);

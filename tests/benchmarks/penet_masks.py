@@ -23,7 +23,7 @@ from rsseglab.scenes.manifest import load_manifest
 
 SCENES = {"dubai": ("tile1", "tile3"), "oam_buildings": ("kampala_a", "kampala_b", "zanzibar_b")}
 CLICKS = ("innermost", "objects")
-RADII_PX = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96)
+RADII_PX = (0, 1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96)
 AREAS_PX = (64, 256, 1024, 4096, 16384)
 
 
@@ -73,8 +73,10 @@ def main():
             row["sam"] = counts[1] / counts[0]
             for name, make, sizes in (("superpixels", Superpixels, AREAS_PX), ("discs", Discs, RADII_PX)):
                 sums = [sum(grown(s, points[s.name], make(size))[0] for s in scenes) for size in sizes]
+                if name == "superpixels":  # the curve begins at the clicks themselves
+                    sums.insert(0, sum(grown(s, points[s.name], Discs(0))[0] for s in scenes))
                 curve = [(float(c / n), float(r / c)) for n, c, r in sums]
-                curves[f"{data}, {how}, {name}"] = dict(zip(map(str, sizes), curve, strict=True))
+                curves[f"{data}, {how}, {name}"] = curve
                 row[name] = at_precision(curve, precision)
             rows[f"{data}, {how}"] = {key: float(value) for key, value in row.items()} | {"sam_seconds": seconds}
             print(pd.DataFrame(rows).T.round(3).to_string(), flush=True)

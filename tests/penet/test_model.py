@@ -47,6 +47,7 @@ def test_expanded_pixels_are_those_without_an_anchor(expansion):
         loss.similarity.margin = 0.0
     loss.step += 2
     expanded = loss.expand(mapped, cells(clicks, grown, (4, 4), 3))
+    expanded[cells(clicks, grown, (4, 4), 3) != IGNORE_INDEX] = IGNORE_INDEX  # a click's cell is no expansion of it
     full = expanded.repeat_interleave(4, 1).repeat_interleave(4, 2)
     full[(clicks != IGNORE_INDEX) | (grown != IGNORE_INDEX)] = IGNORE_INDEX
     assert (full != IGNORE_INDEX).any()
@@ -127,6 +128,22 @@ def test_it_learns_from_a_few_clicks(expansion, attention):
     assert int(net.criterion.step) == 30
 
 
+@pytest.mark.parametrize("expansion", ["similarity", "regions"])
+def test_nothing_is_expanded_at_the_start(expansion):
+    mapped, clicks, grown = case()
+    with_it = PointLoss(3, 8, steps=100, expansion=expansion).double()(mapped, clicks, grown)
+    assert with_it == PointLoss(3, 8, steps=100, expansion="none").double()(mapped, clicks, grown)
+
+
+def test_a_run_that_starts_from_another_forgets_its_progress():
+    mapped, clicks, grown = case()
+    loss = PointLoss(3, 8).double()
+    loss(mapped, clicks, grown)
+    assert loss.step == 1 and loss.similarity.known.any()
+    loss.restart()
+    assert loss.step == 0 and not loss.similarity.known.any() and not loss.similarity.prototypes.any()
+
+
 def test_a_crop_without_a_click_has_a_finite_loss_and_gradient():
     mapped, clicks, _ = case()
     nothing = torch.full_like(clicks, IGNORE_INDEX)
@@ -144,6 +161,7 @@ def test_a_crop_without_a_click_has_a_finite_loss_and_gradient():
         ({"expansion": "magic"}, "no expansion 'magic'"),
         ({"masks": -1.0}, "negative weight"),
         ({"groups": 7}, "can't be put in 7 groups"),
+        ({"decoder": "fcn"}, "and fcn has none; try fpn"),
     ],
 )
 def test_options_that_are_none_are_refused(options, message):

@@ -119,11 +119,14 @@ def test_weights_that_are_missing_damaged_or_of_another_network_are_named(tmp_pa
 def test_weights_are_fetched_once_and_their_sum_is_checked(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("RSSEGLAB_WEIGHTS", raising=False)
-    there = tmp_path / "there.pt"
-    there.write_bytes(b"not the weights")
     entry = WEIGHTS["mobile_sam"]
-    monkeypatch.setitem(WEIGHTS, "mobile_sam", type(entry)(entry.file, entry.sha256, there.as_uri()))
-    with pytest.raises(UserError, match=r"wrong sum|can't be fetched"):
+    with pytest.raises(UserError, match="can't be fetched"):
+        monkeypatch.setitem(WEIGHTS, "mobile_sam", type(entry)(entry.file, entry.sha256, "file:///none"))
+        find_weights("mobile_sam")
+    monkeypatch.setattr(
+        "rsseglab.penet.sam_network.fetch", lambda url, part, what: part.write_bytes(b"not the weights")
+    )
+    with pytest.raises(UserError, match="wrong sum"):
         find_weights("mobile_sam")
     folder = tmp_path / ".cache" / "rsseglab" / "weights"
     assert not list(folder.glob("*"))
@@ -140,6 +143,13 @@ def test_discs():
     for r in range(30):
         for c in range(40):
             assert disc.mask[r, c] == ((r - 10) ** 2 + (c - 20) ** 2 <= 25)
+
+
+def test_discs_end_where_another_class_is_nearer():
+    clicks, others = np.array([[10.5, 10.5], [10.5, 20.5]]), [np.array([[10.5, 20.5]]), np.array([[10.5, 10.5]])]
+    (a,), (b,) = Discs(9).propose(scene_of(), Window(0, 0, 30, 40), clicks, others)
+    assert not (a.mask & b.mask).any() and a.mask[10, 14] and not a.mask[10, 15] and b.mask[10, 16]
+    assert a.mask.sum() == b.mask.sum() < np.pi * 81
 
 
 def test_superpixels_keep_to_edges():

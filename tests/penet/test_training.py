@@ -86,6 +86,13 @@ def test_a_resumed_run_is_the_one_that_was_not_interrupted(scenes, tmp_path, exp
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+def test_a_run_is_not_resumed_with_other_grown_labels(scenes, tmp_path):
+    (_, val), clicked, grown = scenes
+    fit_points(clicked, [val], replace(TINY, steps=2), tmp_path / "run", progress=False, grown=grown)
+    with pytest.raises(UserError):
+        fit_points(clicked, [val], replace(TINY, steps=2), tmp_path / "run", resume=True, progress=False)
+
+
 @pytest.mark.parametrize("change", [{"spatial": "2"}, {"spatial": "2", "in_process": True}, {"freeze_early": True}])
 def test_runs_that_are_none(scenes, tmp_path, change):
     (_, val), clicked, _ = scenes

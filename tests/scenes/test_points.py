@@ -91,11 +91,11 @@ def feature(x, y, name="a", kind="Point"):
         (json.dumps({"features": [feature(1, 2), feature(1, 2, kind="Polygon")]}), "1 features that are no points"),
         (json.dumps({"features": [feature(1, 2)]}), "no georeference"),
         (json.dumps({"crs": {"properties": {"name": "EPSG:1"}}, "features": [feature(1, 2)]}), "that is unknown"),
-        (json.dumps({"coordinates": "pixel", "features": []}), "has no point"),
-        (json.dumps({"coordinates": "pixel", "features": [feature(80, 2)]}), "lies outside scene s of 60 x 80 px"),
-        (json.dumps({"coordinates": "pixel", "features": [feature(1, 2, "tree")]}), "is of class 'tree', but"),
+        (json.dumps({"pixel_coordinates": True, "features": []}), "has no point"),
+        (json.dumps({"pixel_coordinates": True, "features": [feature(80, 2)]}), "lies outside scene s of 60 x 80 px"),
+        (json.dumps({"pixel_coordinates": True, "features": [feature(1, 2, "tree")]}), "is of class 'tree', but"),
         (
-            json.dumps({"coordinates": "pixel", "features": [feature(1, 2), feature(1.5, 2.5, "b")]}),
+            json.dumps({"pixel_coordinates": True, "features": [feature(1, 2), feature(1.5, 2.5, "b")]}),
             "is b and a; delete one",
         ),
     ],
@@ -219,6 +219,45 @@ def test_an_annotator_errs_as_often_as_told(scene):
     moved = [abs(p.row - q.row) for p, q in zip(points[::40], off, strict=False)]
     assert len(off) <= len(points[::40]) and max(moved) > 1
     assert all(0 <= p.pixel[0] < 60 and 0 <= p.pixel[1] < 80 for p in with_errors(points, scene, 2, off_px=30))
+
+
+def test_clicks_that_miss_come_back_from_a_georeferenced_file(tmp_path):
+    scene = scene_of(np.ones((50, 40)), crs="EPSG:32633", transform=Affine(0.5, 0, 5e5, 0, -0.5, 4e6))
+    off = with_errors(share_points(scene, 0, 0.2), scene, 1, off_px=40.0)
+    edge = [Point(0.0, 0.0, "b"), Point(49.9999999, 39.9999999, "b")]
+    kept = [p for p in off if p.pixel not in {q.pixel for q in edge}] + edge
+    write_points(tmp_path / "p.geojson", kept, scene)
+    back = read_points(tmp_path / "p.geojson", scene)
+    assert [p.pixel for p in back] == [p.pixel for p in kept]
+
+
+@pytest.mark.parametrize("x", ["nan", "inf"])
+def test_places_that_are_none_are_refused(tmp_path, scene, x):
+    (tmp_path / "p.csv").write_text(f"row,col,class\n1,{x},a\n")
+    with pytest.raises(UserError, match="is no place in scene s"):
+        read_points(tmp_path / "p.csv", scene)
+
+
+def test_map_coordinates_without_their_system_are_refused(tmp_path):
+    scene = scene_of(np.ones((50, 40)), crs="EPSG:32633", transform=Affine(0.5, 0, 5e5, 0, -0.5, 4e6))
+    (tmp_path / "p.geojson").write_text(json.dumps({"features": [feature(500_010, 3_999_990)]}))
+    with pytest.raises(UserError, match="can't be brought from EPSG:4326"):
+        read_points(tmp_path / "p.geojson", scene)
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (lambda s: class_points(s, -1, 5), "must not be negative"),
+        (lambda s: class_points(s, 0, 0), "at least one click"),
+        (lambda s: object_points(s, 0, -1), "at least one click"),
+        (lambda s: with_errors([], s, 0, wrong=3), "give a share"),
+        (lambda s: with_errors([], s, 0, off_px=-1), "no negative distance"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(scene, sample, message):
+    with pytest.raises(UserError, match=message):
+        sample(scene)
 
 
 def test_scenes_without_labels_and_shares_that_are_none_are_refused(tmp_path, scene):

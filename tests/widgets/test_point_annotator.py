@@ -95,7 +95,7 @@ def test_files_are_loaded_and_what_is_none_is_said(widget, tmp_path):
     write_points(tmp_path / "other.csv", [Point(5, 6, "land")], widget.scene)
     widget._answer(None, {"kind": "load", "name": "other.csv", "text": (tmp_path / "other.csv").read_text()}, [])
     assert widget.points == [[5.0, 6.0, 1, ""]] and "1 points of other.csv" in widget.said
-    bad = json.dumps({"coordinates": "pixel", "features": []})
+    bad = json.dumps({"pixel_coordinates": True, "features": []})
     widget._answer(None, {"kind": "load", "name": "bad.geojson", "text": bad}, [])
     assert "has no point" in widget.said and widget.points == [[5.0, 6.0, 1, ""]]
     widget.save()
@@ -122,6 +122,9 @@ def test_the_mask_of_the_last_click_is_shown(tmp_path, monkeypatch):
     picture = np.asarray(Image.open(io.BytesIO(buffers[0])))
     assert tuple(picture[10, 10]) == (0, 114, 178, 130) and picture[0, 0, 3] == 0
     widget.points = [*widget.points, [302.5, 452.5, 1, ""]]  # on the other's object
+    widget._answer(None, {"kind": "mask", "number": 1}, [])
+    assert sent[-1][0]["box"][2] < 21  # it ends half way to the other
+    widget.masks.propose = lambda *args: [[]]
     widget._answer(None, {"kind": "mask", "number": 1}, [])
     assert sent[-1][0]["box"] is None
     widget._answer(None, {"kind": "mask", "number": 7}, [])
@@ -165,7 +168,7 @@ def test_the_browsers_arithmetic():
     same(w.nearest([...one, [50, 50, 0, ""]], 40, 40), 1, "nearest");
     same(w.nearest([], 0, 0), -1, "nearest");
     same(w.fromGeoJSON(w.asGeoJSON(one, classes), classes).points, one, "file");
-    for (const bad of ["{", '{"coordinates": "pixel"}', '{"features": []}'])
+    for (const bad of ["{", '{"pixel_coordinates": true}', '{"features": []}'])
       same(w.fromGeoJSON(bad, classes).points, undefined, "bad file");
     console.log(w.asGeoJSON(one, classes));
     """
@@ -175,7 +178,7 @@ def test_the_browsers_arithmetic():
     )
     assert done.returncode == 0, done.stderr
     data = json.loads(done.stdout)
-    assert data["coordinates"] == "pixel" and data["features"][0]["geometry"]["coordinates"] == [4.7, 3.2]
+    assert data["pixel_coordinates"] is True and data["features"][0]["geometry"]["coordinates"] == [4.7, 3.2]
 
 
 @pytest.mark.skipif(not shutil.which("node"), reason="node is not here; install Node.js to test the browser's part")
