@@ -94,7 +94,7 @@ def test_hyperspectral_from_the_command_line(make, bands, options, tmp_path, cap
     """Trained, labelled in crops and whole, scored, in the data set's own layout, classes and numbers."""
     truth = make(tmp_path)
     data = ["--data", make.__name__, "--root", str(tmp_path)]
-    run = ["--crop", "32", "--val-window", "0", "--steps", "30", "--val-every", "30", "--lr", "5e-3"]
+    run = ["--crop", "32", "--val-window", "0", "--steps", "40", "--val-every", "5", "--lr", "2e-3"]
     out = tmp_path / "run"
     assert main(["train", *data, *TINY, *run, *options, "--out", str(out)]) == 0
     trained = load_checkpoint(out / "best.ckpt")
