@@ -313,14 +313,7 @@ PRESETS = (
 
 def _take_preset(args: argparse.Namespace) -> None:
     """Make a preset's settings the defaults, so that options that are given win."""
-    if args.preset.startswith("fctl"):
-        from rsseglab.fctl.preset import published
-    elif args.preset.startswith("bicor"):
-        from rsseglab.bicor_seg.preset import published
-    elif args.preset.startswith("penet"):
-        from rsseglab.penet.preset import published
-    else:
-        from rsseglab.rest.preset import published
+    from rsseglab.experiments.presets import published
 
     settings = published(args.preset)
     settings["crop"] = settings.pop("crop_px")
@@ -781,10 +774,37 @@ def _add_points(commands: "_Commands") -> None:
     parser.add_argument("--grown", type=Path, default=None, metavar="FOLDER", help="of grown labels, to show")
 
 
+#: What only some of ``rsseglab points`` have a use for, by what they do, with its default.
+POINTS_ONLY: tuple[tuple[str, str, dict[str, object]], ...] = (
+    ("sample", "sample", {"how": "innermost", "leave_out": (), "wrong": 0.0, "off_px": 0.0, "seed": 0}),
+    ("sample --how objects or classes", "objects classes", {"each": 1}),
+    ("sample --how share", "share", {"share": 1e-4}),
+    ("sample --how innermost or objects", "innermost objects", {"least_px": 100}),
+    ("grow", "grow", {"by": "sam", "most_share": 0.25, "conflicts": "smaller"}),
+    ("grow --by sam", "sam", {"network": "mobile_sam", "weights": None, "cache": None}),
+    ("grow and show", "grow show", {"points": None}),
+    ("show", "show", {"grown": None}),
+)  # fmt: skip
+
+
+def _check_points(args: argparse.Namespace) -> None:
+    """Refuse options that what is done has no use for."""
+    doing = {
+        args.action,
+        *({args.how} if args.action == "sample" else ()),
+        *({args.by} if args.action == "grow" else ()),
+    }
+    for whose, owners, options in POINTS_ONLY:
+        idle = [name.replace("_", "-") for name, default in options.items() if getattr(args, name) != default]
+        if idle and not doing & set(owners.split()):
+            raise UserError(f"--{idle[0]} is of 'rsseglab points {whose}'; leave it out.")
+
+
 def _points(args: argparse.Namespace) -> None:
     from rsseglab.experiments import points
     from rsseglab.scenes.manifest import load_protocol
 
+    _check_points(args)
     manifest, prefix = load_protocol(args.data)
     scenes = manifest.scenes(prefix + args.split, args.root)
     out = args.out or Path("runs/points") / args.action

@@ -59,8 +59,12 @@ def thumbnail(scene: Scene, max_px: int = 1200) -> NDArray[np.uint8]:
     bands = list(rgb_bands(scene.bands))
     rows = _thinned(scene, max_px, lambda window: scene.read(window)[bands].transpose(1, 2, 0))
     low, high = np.percentile(rows, (2, 98), axis=(0, 1))
-    stretched = (rows - low) / np.maximum(high - low, 1e-9)
-    return (stretched.clip(0, 1) * 255).astype(np.uint8)
+    return stretched(rows, low, high)
+
+
+def stretched(pixels: NDArray[Any], low: Any, high: Any) -> NDArray[np.uint8]:
+    """Pixels (height, width, 3) as bytes: 0 at ``low`` and below, 255 at ``high`` and above, of each band."""
+    return (((pixels - low) / np.maximum(high - low, 1e-9)).clip(0, 1) * 255).astype(np.uint8)
 
 
 def label_thumbnail(scene: Scene, max_px: int = 1200) -> NDArray[np.uint8]:

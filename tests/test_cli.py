@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ import rasterio
 import rasterio.shutil
 from made import make_scene, write_raster
 
-from rsseglab.cli import main
+from rsseglab.cli import PRESETS, main
 from rsseglab.experiments.ablate import page as ablation_page
+from rsseglab.experiments.presets import MODULES
 from rsseglab.training.checkpoint import load_checkpoint
 from rsseglab.training.records import RunRecord
 
@@ -533,6 +535,10 @@ def test_points_are_sampled_grown_shown_and_trained_on(data, tmp_path, capsys):
     assert main(["predict", "d", *options(data), *maps]) == 0
 
 
+def test_all_published_presets_are_offered():
+    assert set(PRESETS) == {name for module in MODULES.values() for name in import_module(module).PUBLISHED}
+
+
 @pytest.mark.parametrize("preset", ["penet-vaihingen", "penet-vaihingen-crgnet", "penet-potsdam"])
 def test_the_presets_of_points(data, tmp_path, preset):
     assert main(["points", "sample", *options(data), "--out", str(tmp_path / "points")]) == 0
@@ -552,6 +558,13 @@ def test_the_presets_of_points(data, tmp_path, preset):
         (["train", "--method", "penet", "--points", "none", "--grown-weight", "2"], "give it with --grown"),
         (["points", "grow"], "name a folder of clicks to grow"),
         (["points", "sample", "--how", "magic"], "no way 'magic'"),
+        (["points", "sample", "--each", "3"], "--each is of 'rsseglab points sample --how objects or classes'"),
+        (["points", "sample", "--grown", "none"], "--grown is of 'rsseglab points show'"),
+        (["points", "show", "--seed", "3"], "--seed is of 'rsseglab points sample'"),
+        (
+            ["points", "grow", "--by", "discs", "--network", "sam_vit_b"],
+            "--network is of 'rsseglab points grow --by sam'",
+        ),
         (["points", "sample", "--how", "share", "--share", "2"], "no share of the pixels"),
     ],
 )

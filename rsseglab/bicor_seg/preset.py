@@ -44,8 +44,6 @@ Crops are of whole scenes, and vary in brightness and contrast too; the rate fal
 
 from typing import Any
 
-from rsseglab.errors import UserError
-
 _ALL: dict[str, Any] = {
     "method": "bicor_seg", "encoder": "convnext_base.fb_in1k", "weights": "pretrained", "reading": "code",
     "heatmap_weight": 0.1, "fisher_weight": 0.1, "weight_decay": 0.01, "schedule": "cosine", "warmup_steps": 0,
@@ -65,14 +63,3 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "steps": 45 * 198, "val_every": 198,
     },
 }  # fmt: skip
-
-
-def published(name: str) -> dict[str, Any]:
-    """Settings of a data set, as options of ``rsseglab train``.
-
-    Raises:
-        UserError: there is no such preset.
-    """
-    if name not in PUBLISHED:
-        raise UserError(f"unknown preset '{name}'; choose one of {', '.join(PUBLISHED)}.")
-    return dict(PUBLISHED[name])

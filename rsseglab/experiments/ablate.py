@@ -56,6 +56,15 @@ class Ablation(Preset):
     crops: ClassVar[str]
     ceiling: ClassVar[str | None] = None
 
+    @property
+    def around(self) -> str:
+        """What stands around the method, in words, after the encoder."""
+        return f", {self.decoder}"
+
+    def croppings(self, side: int) -> dict[str, Cropping]:
+        """Side by side alone, where how crops are merged is no part of the method."""
+        return {"overlap 0": Cropping(side, 0)}
+
 
 @dataclass(frozen=True)
 class FCtLAblation(Ablation):
@@ -65,6 +74,11 @@ class FCtLAblation(Ablation):
     title: ClassVar[str] = "FCtL in parts"
     parts: ClassVar[str] = "The notebook *Local patches, wide contexts* explains the parts."
     crops: ClassVar[str] = "patches"
+
+    @property
+    def around(self) -> str:
+        """Decoder and loss."""
+        return f", {self.decoder}, {self.loss} loss"
 
     @property
     def methods(self) -> dict[str, Method]:
@@ -117,6 +131,11 @@ class BiCoRAblation(Ablation):
     crops: ClassVar[str] = "crops"
 
     @property
+    def around(self) -> str:
+        """The decoder is the method's own."""
+        return f", {DIM} channels"
+
+    @property
     def methods(self) -> dict[str, Method]:
         """By the table of the paper that they stand in, then by what is changed."""
 
@@ -137,10 +156,6 @@ class BiCoRAblation(Ablation):
             "paper": of("equations as printed", preset="paper"),
         }
 
-    def croppings(self, side: int) -> dict[str, Cropping]:
-        """Side by side alone: how crops are merged is no part of the method."""
-        return {"overlap 0": Cropping(side, 0)}
-
 
 @dataclass(frozen=True)
 class PENetAblation(Ablation):
@@ -151,8 +166,7 @@ class PENetAblation(Ablation):
     title: ClassVar[str] = "PENet in parts"
     parts: ClassVar[str] = (
         "Of the paper only the abstract is known to us; these are its ingredients by our reading (*From clicks to "
-        "maps*). "
-        "Clicks are the innermost pixels of all objects of more than 100 px, painted 3 x 3."
+        "maps*). Clicks are the innermost pixels of all objects of more than 100 px, painted 3 x 3."
     )
     crops: ClassVar[str] = "crops"
 
@@ -176,10 +190,6 @@ class PENetAblation(Ablation):
             "soft": of("AGMM's soft labels for expansion", "sam", "soft", "ema"),
             "dense": Method("dense labels", "crops", crop_px=self.crop_px),
         }
-
-    def croppings(self, side: int) -> dict[str, Cropping]:
-        """Side by side alone: how crops are merged is no part of the method."""
-        return {"overlap 0": Cropping(side, 0)}
 
 
 KINDS: dict[str, type[Ablation]] = {"fctl": FCtLAblation, "bicor_seg": BiCoRAblation, "penet": PENetAblation}
@@ -404,11 +414,9 @@ def conditions(records: Records) -> str:
     weights = sorted({"pretrained" if run.configuration.get("weights") else "random" for run in runs})
     crops = preset["batch"] * preset["window_px"] ** 2 // preset["crop_px"] ** 2
     kind = ablation_of_records(records)
-    fctl, bicor = isinstance(kind, FCtLAblation), isinstance(kind, BiCoRAblation)
-    around = f", {DIM} channels" if bicor else f", {preset['decoder']}" + f", {preset['loss']} loss" * fctl
     return (
         f"`{preset['data']}`, averaged over {preset['decimate']} x {preset['decimate']} px. {preset['encoder']} "
-        f"({' and '.join(weights)} weights){around}; {preset['steps']} steps of {crops} {kind.crops} of "
+        f"({' and '.join(weights)} weights){kind.around}; {preset['steps']} steps of {crops} {kind.crops} of "
         f"{preset['crop_px']} px. {len(runs)} runs, "
         f"{sum(run.minutes for run in runs):.0f} minutes."
     )

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from rsseglab.errors import UserError
-from rsseglab.penet.growing import grow_points
+from rsseglab.penet.growing import MOST_SHARE, grow_points
 from rsseglab.penet.sam import Discs, MaskSource, SegmentAnything, StoredMasks, Superpixels
 from rsseglab.plots import class_legend, colorize, draw, label_thumbnail, save, thumbnail
 from rsseglab.scenes.points import (
@@ -155,7 +155,7 @@ def grow_and_write(
     out: Path,
     by: str = "sam",
     *,
-    most_share: float = 0.25,
+    most_share: float = MOST_SHARE,
     conflicts: str = "smaller",
     **options: Any,
 ) -> None:

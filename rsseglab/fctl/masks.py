@@ -20,13 +20,13 @@ import torch
 from rsseglab.errors import UserError
 from rsseglab.fctl.contexts import check_size
 from rsseglab.fctl.predict import predict_contexts
-from rsseglab.fctl.training import check_in_one_process, fit_contexts
+from rsseglab.fctl.training import fit_contexts
 from rsseglab.inference.crops import Cropping
 from rsseglab.inference.predict import Prediction
 from rsseglab.scenes.scene import Scene
 from rsseglab.scenes.views import with_image
 from rsseglab.training.checkpoint import TrainedNetwork
-from rsseglab.training.fit import TrainConfig, TrainResult
+from rsseglab.training.fit import TrainConfig, TrainResult, check_in_one_process
 
 #: Labels a scene at a path, and writes its class probabilities to the other.
 Segment = Callable[[Scene, Path, Path], Prediction]

@@ -23,8 +23,6 @@ speak of. For DeepGlobe's stage of the whole scene see `rsseglab.fctl.training`.
 
 from typing import Any
 
-from rsseglab.errors import UserError
-
 _BOTH: dict[str, Any] = {
     "method": "fctl", "encoder": "vgg16", "weights": "pretrained", "stages": "published", "crop_px": 508,
     "batch_size": 6, "lr": 5e-5, "weight_decay": 5e-4, "schedule": "poly", "warmup_steps": 0, "loss": "focal",
@@ -38,14 +36,3 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "fctl-inria": {**_BOTH, "data": "inria", "contexts": ["1", "2", "3"], "steps": 1050 * 121, "val_every": 21 * 121},
 }  # fmt: skip
 OVERLAP_PX = 50  # of neighbouring patches, at least; evenly placed
-
-
-def published(name: str) -> dict[str, Any]:
-    """Settings of a data set, as options of ``rsseglab train``.
-
-    Raises:
-        UserError: there is no such preset.
-    """
-    if name not in PUBLISHED:
-        raise UserError(f"unknown preset '{name}'; choose one of {', '.join(PUBLISHED)}.")
-    return dict(PUBLISHED[name])

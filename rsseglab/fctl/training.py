@@ -19,11 +19,18 @@ from torch.utils.data import Dataset
 
 from rsseglab.errors import UserError
 from rsseglab.fctl.contexts import Contexts
-from rsseglab.launch import under_torchrun
 from rsseglab.scenes.datamodule import CropDataset, Sample, SceneDataModule, WindowDataset, place_of
 from rsseglab.scenes.scene import Scene
 from rsseglab.training.checkpoint import load_checkpoint
-from rsseglab.training.fit import TrainConfig, TrainResult, data_settings, run_fit, start_from, task_settings
+from rsseglab.training.fit import (
+    TrainConfig,
+    TrainResult,
+    check_in_one_process,
+    data_settings,
+    run_fit,
+    start_from,
+    task_settings,
+)
 from rsseglab.training.task import SceneSegmentationTask
 
 STAGES = ("joint", "published")
@@ -155,20 +162,6 @@ def fit_contexts(
     if stages and not resumed:
         task.model.load_stages({scale: load_checkpoint(path).network for scale, path in stages.items()})
     return run_fit(task, data, config, folder, resume, progress)
-
-
-def check_in_one_process(config: TrainConfig) -> None:
-    """Whether a run is one of a single process, on patches that are not cut.
-
-    Raises:
-        UserError: it is not.
-    """
-    if under_torchrun():  # each rank would train by itself, and all of them write the same files
-        raise UserError(f"{config.method} trains in one process; start it without torchrun.")
-    if config.spatial != "1" or config.in_process or config.freeze_early:
-        raise UserError(
-            f"{config.method} trains on patches in one process; leave out --spatial, --in-process and --freeze-early."
-        )
 
 
 def fit_fctl(

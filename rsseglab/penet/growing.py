@@ -27,6 +27,7 @@ from rsseglab.scenes.raster import Window
 from rsseglab.scenes.scene import IGNORE_INDEX, Scene
 
 CONFLICTS = ("smaller", "ignore")
+MOST_SHARE = 0.25  # of a window that a mask may have
 AT_ONCE = 32  # clicks whose proposals are held together, of some 3 MiB each
 
 
@@ -52,7 +53,7 @@ def grow_points(
     points: Sequence[Point],
     source: MaskSource,
     *,
-    most_share: float = 0.25,
+    most_share: float = MOST_SHARE,
     conflicts: str = "smaller",
     progress: bool = True,
 ) -> Grown:

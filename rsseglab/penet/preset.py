@@ -28,8 +28,6 @@ Source:
 
 from typing import Any
 
-from rsseglab.errors import UserError
-
 _ALL: dict[str, Any] = {
     "method": "penet", "encoder": "resnet18", "decoder": "fpn", "weights": "pretrained", "lr": 1e-3,
     "weight_decay": 0.01, "schedule": "poly",
@@ -45,14 +43,3 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         **_ALL, "data": "potsdam", "crop_px": 256, "batch_size": 32, "steps": 35_700, "val_every": 357,
     },
 }  # fmt: skip
-
-
-def published(name: str) -> dict[str, Any]:
-    """Settings of a protocol, as options of ``rsseglab train``.
-
-    Raises:
-        UserError: there is no such preset.
-    """
-    if name not in PUBLISHED:
-        raise UserError(f"unknown preset '{name}'; choose one of {', '.join(PUBLISHED)}.")
-    return dict(PUBLISHED[name])

@@ -36,13 +36,14 @@ from torch import Tensor
 
 from rsseglab.errors import UserError
 from rsseglab.penet.sam_network import SIDE_PX, build_sam, find_weights
-from rsseglab.plots import rgb_bands
+from rsseglab.plots import rgb_bands, stretched
 from rsseglab.scenes.raster import Array, RasterSource, Window
 from rsseglab.scenes.scene import Scene
 
 Mask = NDArray[np.bool_]
 Places = NDArray[np.floating[Any]]  # (n, 2): rows and columns in px from a window's corner
 KEPT = 4  # embeddings in memory, of 4 MiB each
+NEGATIVES = 8  # prompts beside a click
 AT_ONCE = 8  # prompts that are decoded together, of some 32 MiB each
 
 
@@ -93,7 +94,6 @@ class SegmentAnything:
         weights: their file; looked for, and fetched, if not given.
         device: where to compute; a GPU if there is one.
         cache: folder where embeddings are kept for other runs, 4 MiB a window; in memory alone if not given.
-        negatives: how many of the clicks that an object does not hold are negative prompts, the nearest ones.
 
     Attributes:
         encoded: windows that the encoder has seen so far.
@@ -110,22 +110,22 @@ class SegmentAnything:
         weights: Path | None = None,
         device: torch.device | str | None = None,
         cache: Path | None = None,
-        negatives: int = 8,
     ) -> None:
+        path = weights or find_weights(network)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.sam = build_sam(network, weights).to(self.device)
+        self.sam = build_sam(network, path).to(self.device)
         self.resize = ResizeLongestSide(SIDE_PX)
-        self.cache, self.negatives, self.encoded = cache, negatives, 0
+        self.cache, self.encoded = cache, 0
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
-        with (weights or find_weights(network)).open("rb") as file:
+        with path.open("rb") as file:
             self._key = hashlib.file_digest(file, "sha256").digest()
 
     def propose(self, scene: Scene, window: Window, clicks: Places, others: Sequence[Places]) -> list[list[Proposal]]:
         """See `MaskSource`; three proposals a click."""
         image = as_rgb(scene, window)
         found: list[list[Proposal]] = [[] for _ in clicks]
-        prompts = [np.concatenate([click[None], _nearest(o, click, self.negatives)]) for click, o in
-                   zip(clicks, others, strict=True)]  # fmt: skip
+        pairs = zip(clicks, others, strict=True)
+        prompts = [np.concatenate([click[None], _nearest(apart, click)]) for click, apart in pairs]
         for size in sorted({len(p) for p in prompts}):  # those with as many points are one batch
             which = [i for i, p in enumerate(prompts) if len(p) == size]
             points = np.stack([prompts[i] for i in which])[..., ::-1]  # x before y
@@ -197,9 +197,9 @@ class SegmentAnything:
             return cast(Tensor, self.sam.image_encoder(self.sam.preprocess(small.to(self.device).float())))
 
 
-def _nearest(places: Places, click: Places, count: int) -> Places:
+def _nearest(places: Places, click: Places) -> Places:
     distance = ((places - click) ** 2).sum(-1)
-    return places[np.argsort(distance, kind="stable")[:count]]
+    return places[np.argsort(distance, kind="stable")[:NEGATIVES]]
 
 
 def _load(path: Path) -> NDArray[np.float32]:
@@ -325,5 +325,5 @@ def as_rgb(scene: Scene, window: Window) -> NDArray[np.uint8]:
     if pixels.dtype == np.uint8:
         return np.ascontiguousarray(pixels)
     valid = scene.read_valid(window)
-    low, high = np.percentile(pixels[valid], (2, 98), axis=0) if valid.any() else (0, 1)
-    return ((pixels - low) / np.maximum(high - low, 1e-9) * 255).clip(0, 255).astype(np.uint8)
+    low, high = np.percentile(pixels[valid], (2, 98), axis=0) if valid.any() else (0.0, 1.0)
+    return stretched(pixels, low, high)

@@ -125,8 +125,7 @@ def build_sam(name: str = "mobile_sam", weights: Path | None = None) -> Sam:
     Raises:
         UserError: there is no such network; the file is missing, damaged, or of another network; the download fails.
     """
-    if name not in WEIGHTS:
-        raise UserError(f"there is no network '{name}' of Segment Anything; choose one of {', '.join(WEIGHTS)}.")
+    _check_name(name)
     path = weights or find_weights(name)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -142,6 +141,11 @@ def build_sam(name: str = "mobile_sam", weights: Path | None = None) -> Sam:
         reason = " ".join(str(error).split())[:100]
         raise UserError(f"{path} has no weights of {name} ({reason} ...); name its network: {others}.") from error
     return cast(Sam, sam.eval())
+
+
+def _check_name(name: str) -> None:
+    if name not in WEIGHTS:
+        raise UserError(f"there is no network '{name}' of Segment Anything; choose one of {', '.join(WEIGHTS)}.")
 
 
 def _mobile() -> Sam:
@@ -177,8 +181,9 @@ def find_weights(name: str) -> Path:
     """The file of a network's weights, fetched where it is not there yet.
 
     Raises:
-        UserError: it can't be fetched, or has a wrong sum.
+        UserError: there is no such network; the file can't be fetched, or has a wrong sum.
     """
+    _check_name(name)
     weights = WEIGHTS[name]
     cache = Path.home() / ".cache" / "rsseglab" / "weights"
     folders = [Path(os.environ["RSSEGLAB_WEIGHTS"])] if os.environ.get("RSSEGLAB_WEIGHTS") else []

@@ -14,11 +14,17 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from rsseglab.errors import UserError
-from rsseglab.launch import under_torchrun
 from rsseglab.scenes.datamodule import CropDataset, Sample, SceneDataModule, place_of
 from rsseglab.scenes.scene import IGNORE_INDEX, Scene, fingerprint
-from rsseglab.training.fit import TrainConfig, TrainResult, data_settings, run_fit, start_from, task_settings
+from rsseglab.training.fit import (
+    TrainConfig,
+    TrainResult,
+    check_in_one_process,
+    data_settings,
+    run_fit,
+    start_from,
+    task_settings,
+)
 from rsseglab.training.task import SceneSegmentationTask
 
 
@@ -94,10 +100,7 @@ def fit_points(
         UserError: as ``fit``; or the run asks for tiles or ranks.
         KeyboardInterrupt: Ctrl-C; ``last.ckpt`` stays.
     """
-    if under_torchrun() or config.spatial != "1" or config.in_process or config.freeze_early:
-        raise UserError(
-            "penet trains on crops in one process; leave out torchrun, --spatial, --in-process and --freeze-early."
-        )
+    check_in_one_process(config)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     torch.manual_seed(config.seed)
     config = replace(config, options={**(config.options or {}), "steps": config.steps})

@@ -17,8 +17,6 @@ and hue. The auxiliary head (FCN on stride 16, weight 0.4) is not there either; 
 
 from typing import Any
 
-from rsseglab.errors import UserError
-
 PUBLISHED: dict[str, dict[str, Any]] = {
     "rest-stage1": {
         "crop_px": 512, "steps": 80_000, "batch_size": 16, "lr": 6e-5, "weight_decay": 0.01, "schedule": "linear",
@@ -29,14 +27,3 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "warmup_steps": 0, "loss": "ce", "val_every": 500, "freeze_early": True,
     },
 }  # fmt: skip
-
-
-def published(name: str) -> dict[str, Any]:
-    """Settings of a stage, as arguments of `rsseglab.training.fit.TrainConfig`.
-
-    Raises:
-        UserError: there is no such preset.
-    """
-    if name not in PUBLISHED:
-        raise UserError(f"unknown preset '{name}'; choose one of {', '.join(PUBLISHED)}.")
-    return dict(PUBLISHED[name])

@@ -246,6 +246,20 @@ def _fit(
     return run_fit(task, data, config, folder, resume, progress)
 
 
+def check_in_one_process(config: TrainConfig) -> None:
+    """Whether a run is one of a single process, on patches that are not cut.
+
+    Raises:
+        UserError: it is not.
+    """
+    if under_torchrun():  # each rank would train by itself, and all of them write the same files
+        raise UserError(f"{config.method} trains in one process; start it without torchrun.")
+    if config.spatial != "1" or config.in_process or config.freeze_early:
+        raise UserError(
+            f"{config.method} trains on patches in one process; leave out --spatial, --in-process and --freeze-early."
+        )
+
+
 def data_settings(config: TrainConfig) -> dict[str, Any]:
     """What a run says to its data module, as arguments of `SceneDataModule`."""
     names = ["crop_px", "batch_size", "steps", "val_every", "val_window_px", "augment", "seed", "num_workers"]

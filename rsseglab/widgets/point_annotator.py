@@ -32,16 +32,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rsseglab.errors import UserError
-from rsseglab.penet.growing import choose, windows_around
+from rsseglab.penet.growing import MOST_SHARE, choose, windows_around
 from rsseglab.penet.sam import MaskSource
-from rsseglab.plots import rgb_bands, thumbnail
+from rsseglab.plots import rgb_bands, stretched, thumbnail
 from rsseglab.scenes.points import Point, check_points, read_points, write_points
 from rsseglab.scenes.scene import Scene, Window
 from rsseglab.scenes.views import read_small
 
 TILE_PX = 256
 PREVIEW_PX = 1024
-MOST_SHARE = 0.25  # of a window that a mask may have
 
 
 class PointAnnotator(anywidget.AnyWidget):
@@ -138,10 +137,9 @@ class PointAnnotator(anywidget.AnyWidget):
         height = min(TILE_PX, -(-(self.scene.height - top) // step))
         width = min(TILE_PX, -(-(self.scene.width - left) // step))
         pixels, valid = read_small(self.scene, Window(top, left, height * step, width * step), height, width)
-        low, high = self._stretch
-        rgb = (pixels[list(rgb_bands(self.scene.bands))].transpose(1, 2, 0) - low) / (high - low)
-        rgb[~valid] = 1.0
-        return (rgb.clip(0, 1) * 255).astype(np.uint8)
+        rgb = stretched(pixels[list(rgb_bands(self.scene.bands))].transpose(1, 2, 0), *self._stretch)
+        rgb[~valid] = 255
+        return rgb
 
     def mask(self, number: int) -> tuple[Window, NDArray[np.bool_]] | None:
         """The mask of a point, by the widget's source: its window and what it covers there; None if it has none.
@@ -218,7 +216,7 @@ def _stretch_of(scene: Scene) -> tuple[Any, Any]:
     bands = list(rgb_bands(scene.bands))
     rows = [scene.read(Window(row, 0, 1, scene.width))[bands] for row in range(0, scene.height, step)]
     low, high = np.percentile(np.concatenate(rows, 1).reshape(len(bands), -1), (2, 98), axis=1)
-    return low, np.maximum(high, low + 1e-9)
+    return low, high
 
 
 def _encoded(picture: NDArray[np.uint8], kind: str) -> bytes:

@@ -5,10 +5,11 @@ import math
 import pytest
 from made import make_scene
 
-from rsseglab.bicor_seg.preset import PUBLISHED, published
+from rsseglab.bicor_seg.preset import PUBLISHED
 from rsseglab.cli import PRESETS, _method, _options, _parser, _take_preset, main
 from rsseglab.errors import UserError
 from rsseglab.evaluation.padding import padded_size
+from rsseglab.experiments.presets import published
 from rsseglab.scenes.manifest import load_manifest
 from rsseglab.training.records import RunRecord
 

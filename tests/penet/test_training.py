@@ -96,7 +96,7 @@ def test_a_run_is_not_resumed_with_other_grown_labels(scenes, tmp_path):
 @pytest.mark.parametrize("change", [{"spatial": "2"}, {"spatial": "2", "in_process": True}, {"freeze_early": True}])
 def test_runs_that_are_none(scenes, tmp_path, change):
     (_, val), clicked, _ = scenes
-    with pytest.raises(UserError, match="on crops in one process"):
+    with pytest.raises(UserError, match="penet trains on patches in one process; leave out --spatial"):
         fit_points(clicked, [val], replace(TINY, **change), tmp_path / "run", progress=False)
 
 
