@@ -4,6 +4,10 @@ A record says what was run (command, configuration and its hash, seeds), on what
 how long, and with which result. It is strict JSON (NaN is null), written whole or not at all, and checked against
 `SCHEMA` when written and when read. It holds nothing of the machine's own: absolute paths are cut to their last part,
 and neither user nor host is ever asked for.
+
+A record carries two hashes. ``configuration_sha256`` tells which runs were made alike; ``content_sha256``, of all else
+in the record, tells one that was edited by hand. Records that are older than the second one do without it: of them
+only an edited configuration is noticed.
 """
 
 import hashlib
@@ -50,6 +54,7 @@ SCHEMA: dict[str, Any] = {
         "command": {"type": "string"},
         "configuration": {"type": "object"},
         "configuration_sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+        "content_sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
         "seeds": {"type": "array", "items": {"type": "integer"}},
         "minutes": {"type": "number", "minimum": 0},
         "metrics": {
@@ -166,8 +171,7 @@ class RunRecord:
     @property
     def configuration_sha256(self) -> str:
         """SHA-256 of the configuration as canonical JSON: keys sorted, no spaces, ASCII."""
-        text = json.dumps(self.configuration, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _sha256(self.configuration)
 
     def to_json(self) -> dict[str, Any]:
         """The record in plain types, as in `SCHEMA`."""
@@ -175,7 +179,8 @@ class RunRecord:
             "schema_version": SCHEMA_VERSION,
             "configuration_sha256": self.configuration_sha256,
         }
-        return {key: content[key] for key in SCHEMA["required"]}
+        content = {key: content[key] for key in SCHEMA["required"]}
+        return content | {"content_sha256": _sha256(content)}
 
     def write(self, path: str | Path) -> None:
         """Write the record; a reader, or a power cut, finds the old file or the new one, never a part.
@@ -200,8 +205,8 @@ class RunRecord:
         """Read a record and check it.
 
         Raises:
-            UserError: the file is missing, is no strict JSON, does not follow `SCHEMA`, or its configuration is not
-                the one that was hashed.
+            UserError: the file is missing, is no strict JSON, does not follow `SCHEMA`, or its configuration or its
+                content is not the one that was hashed.
         """
         path = Path(path)
         try:
@@ -223,7 +228,15 @@ class RunRecord:
             raise UserError(
                 f"{path}: key 'configuration' is not the one that was run (its hash is another); run it again."
             )
+        written = content.pop("content_sha256", None)
+        if written not in (None, _sha256(content)):
+            raise UserError(f"{path} was edited after it was written (its hash is another); run it again.")
         return record
+
+
+def _sha256(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def validate(content: Any, schema: Mapping[str, Any], file: str, key: str = "") -> None:

@@ -70,6 +70,24 @@ def test_the_hash_is_of_the_content_not_of_its_order_or_place():
     assert make(configuration={"a": 1}).configuration_sha256 == known
 
 
+def test_what_is_edited_by_hand_is_refused(tmp_path):
+    """Any key: a number, a minute, the machine. A record that is older than the hash of its content has none."""
+    path = tmp_path / "record.json"
+    make().write(path)
+    content = json.loads(path.read_text())
+    RunRecord.read(path)
+    better = {"pooled": {"mean_iou": 0.9}, "scenes": {}}
+    for edited in ({"metrics": better}, {"minutes": 1.4}, {"seeds": [1]}, {"git_commit": None, "command": "rsseglab"}):
+        path.write_text(json.dumps(content | edited))
+        with pytest.raises(UserError, match=rf"^{re.escape(str(path))} was edited after it was written"):
+            RunRecord.read(path)
+    path.write_text(json.dumps(dict(reversed(content.items()))))  # another order is the same content
+    RunRecord.read(path)
+    del content["content_sha256"]
+    path.write_text(json.dumps(content | {"metrics": better}))
+    assert RunRecord.read(path).metrics == better
+
+
 def test_a_failed_write_leaves_the_old_record_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "record.json"
     make(minutes=1.0).write(path)
