@@ -1,0 +1,1 @@
+"""What each assignment is held against: the library's component, the checks, and the mistakes that many make."""
