@@ -1,4 +1,4 @@
-"""The command line: ``rsseglab quickstart | data | train | predict | evaluate | submit | compare | ablate | scale``.
+"""The command line: ``rsseglab quickstart | data | train | predict | evaluate | compare | assignments | ...``.
 
 Nothing heavy is imported before a command is known, so that ``rsseglab --help`` answers at once. Every error that a
 user can mend is a `UserError`: one line on standard error and exit code 2; Ctrl-C is exit code 130.
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rsseglab import __version__
 from rsseglab.errors import UserError
+from rsseglab.experiments.presets import check_first_stage, load_preset, preset_names
 
 if TYPE_CHECKING:
     from rsseglab.inference.predict import Prediction
@@ -63,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rsseglab {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     first = (_add_quickstart, _add_data, _add_train, _add_predict, _add_evaluate, _add_submit, _add_points)
-    for add in (*first, _add_compare, _add_ablate, _add_scale):
+    for add in (*first, _add_own, _add_compare, _add_ablate, _add_assignments, _add_scale):
         add(commands)
     return parser
 
@@ -167,7 +168,7 @@ def _add_train(commands: "_Commands") -> None:
         default=None,
         help="stock, rest (also by --interaction), fctl, bicor_seg, penet or refinement; stock if not given",
     )
-    parser.add_argument("--preset", default=None, help=f"published settings: {', '.join(PRESETS)}")
+    parser.add_argument("--preset", default=None, help=f"published settings: {', '.join(preset_names())}")
     _add_rest_options(parser)
     _add_fctl_options(parser)
     _add_bicor_seg_options(parser)
@@ -305,19 +306,11 @@ ONLY: tuple[tuple[tuple[str, ...], str, str, dict[str, object]], ...] = (
     ),
     (("stock", "rest", "fctl", "penet"), "for networks that take any", "this one has its own", DECODERS_ONLY),
 )
-PRESETS = (
-    "rest-stage1", "rest-stage2", "fctl-deepglobe", "fctl-inria", "bicor-loveda", "bicor-vaihingen", "bicor-potsdam",
-    "penet-vaihingen", "penet-vaihingen-crgnet", "penet-potsdam",
-)  # fmt: skip
 
 
 def _take_preset(args: argparse.Namespace) -> None:
     """Make a preset's settings the defaults, so that options that are given win."""
-    from rsseglab.experiments.presets import published
-
-    settings = published(args.preset)
-    settings["crop"] = settings.pop("crop_px")
-    args.parser.set_defaults(**settings)
+    args.parser.set_defaults(**load_preset(args.preset).settings)
 
 
 def _method(args: argparse.Namespace) -> str:
@@ -402,7 +395,10 @@ def _train(args: argparse.Namespace) -> None:
     from rsseglab.experiments.run import train_and_record
     from rsseglab.training.fit import TrainConfig
 
+    preset = load_preset(args.preset) if args.preset else None
     method = _method(args)
+    if preset and args.init is None:
+        check_first_stage(preset)
     settings = {
         "encoder": args.encoder,
         "decoder": args.decoder,
@@ -432,8 +428,9 @@ def _train(args: argparse.Namespace) -> None:
     }
     config = TrainConfig(**settings)
     result = train_and_record(
-        args.data, args.root, config, args.out, args.resume, args.single_class, args.segmenter, args.points, args.grown
-    )
+        args.data, args.root, config, args.out, args.resume, args.single_class, args.segmenter, args.points, args.grown,
+        preset,
+    )  # fmt: skip
     over = " over background and the single class" if args.single_class else ""
     if os.environ.get("RANK", "0") == "0":
         print(f"best checkpoint: {result.checkpoint} (validation mean IoU{over} {result.val_mean_iou:.3f})")
@@ -826,6 +823,60 @@ def _points(args: argparse.Namespace) -> None:
     )
 
 
+def _add_own(commands: "_Commands") -> None:
+    about = "your own scene: from a GeoTIFF and drawn polygons or points to a map and polygons for a GIS; minutes"
+    parser = _command(commands, "own", about, _own)
+    parser.add_argument("images", nargs="+", type=Path, metavar="SCENE", help="rasters that GDAL opens, georeferenced")
+    parser.add_argument(
+        "--labels", type=Path, required=True, metavar="PATH",
+        help="polygons or points: a GeoPackage, GeoJSON, Shapefile, or a folder of them; a CSV of points",
+    )  # fmt: skip
+    parser.add_argument(
+        "--class-column", default=None, metavar="NAME",
+        help="names a feature's class; if not given 'class' where all layers have it, else a layer is a class",
+    )  # fmt: skip
+    parser.add_argument("--rest", default=None, metavar="CLASS", help="class of what is in no polygon; else ignored")
+    parser.add_argument("--conflicts", default="smaller", help="where classes overlap: smaller is on top, or ignore")
+    parser.add_argument(
+        "--bands", nargs="+", default=(), metavar="NAME", help="of the rasters, if the file's are wrong"
+    )
+    parser.add_argument("--out", type=Path, default=Path("outputs/own"), metavar="FOLDER", help="where results go")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run in --out")
+    parser.add_argument("--val-share", type=float, default=0.25, metavar="SHARE", help="of the labels, for validation")
+    parser.add_argument(
+        "--grow-by", default=None, help="points by: sam, superpixels or discs; sam where its weights are"
+    )
+    parser.add_argument("--encoder", default="tf_efficientnet_lite0", help="any of timm's names")
+    parser.add_argument(
+        "--weights",
+        default=None,
+        help="of the encoder: pretrained or a file; ImageNet's from RSSEGLAB_WEIGHTS if there",
+    )
+    parser.add_argument("--decoder", default=None, help="unet, from points fpn, if not given")
+    parser.add_argument(
+        "--crop",
+        type=int,
+        default=None,
+        metavar="PX",
+        help="a multiple of 32; 256, or less in a small scene, if not given",
+    )
+    parser.add_argument("--batch-size", type=int, default=8, help="crops a step")
+    parser.add_argument("--steps", type=int, default=300, help="length of the training")
+    parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate of AdamW")
+    parser.add_argument(
+        "--sieve", type=int, default=0, metavar="PX", help="regions of fewer px are no polygons of their own"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+
+
+def _own(args: argparse.Namespace) -> None:
+    from rsseglab.experiments.own_scene import own_scene
+
+    names = ("class_column", "rest", "conflicts", "bands", "val_share", "grow_by", "encoder", "weights", "decoder")
+    same = {name: getattr(args, name) for name in (*names, "batch_size", "steps", "lr", "seed", "resume")}
+    own_scene(args.images, args.labels, args.out, crop_px=args.crop, sieve_px=args.sieve, **same)
+
+
 def _add_compare(commands: "_Commands") -> None:
     about = "compare cropping, downsampling, fusion and REST on one budget: hours; minutes with --quick"
     parser = _command(commands, "compare", about, _compare)
@@ -873,6 +924,41 @@ def _ablate(args: argparse.Namespace) -> None:
     out = args.out or Path("outputs/ablate") / args.paper / (args.data + "-quick" * args.quick)
     folder = compare(what, seeds=args.seeds, methods=args.methods, out=out, root=args.root, jobs=args.jobs)
     print_ablation(folder)
+
+
+def _add_assignments(commands: "_Commands") -> None:
+    about = "the course's assignments: list them, make student copies, check answers, make a capstone scene"
+    parser = _command(commands, "assignments", about, _assignments)
+    parser.add_argument("action", choices=("list", "build", "check", "capstone"), help="what to do")
+    parser.add_argument(
+        "files",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="to check: notebooks or .py files, or maps of the capstone; none: each assignment's solution and stub",
+    )
+    parser.add_argument("--only", nargs="+", default=None, metavar="NAME", help="of the assignments; all if not given")
+    parser.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="to write to; see the course's pages")
+    parser.add_argument("--nbgrader", action="store_true", help="build the course folder of nbgrader")
+    parser.add_argument(
+        "--hidden",
+        nargs="*",
+        type=int,
+        default=None,
+        metavar="SEED",
+        help="also check with other seeds than students see; 1 2 3 if none is named",
+    )
+    parser.add_argument("--seconds", type=float, default=None, help="that the check of a file may take; 120")
+    parser.add_argument("--seed", type=int, default=None, help="of the capstone's scene; the teacher's secret")
+    parser.add_argument("--size", type=int, default=None, metavar="PX", help="side of the capstone's scene; 1536")
+    parser.add_argument("--label", type=Path, default=None, metavar="RASTER", help="the capstone's, to check against")
+
+
+def _assignments(args: argparse.Namespace) -> None:
+    from rsseglab.assignments.command import run
+
+    if not run(args):
+        sys.exit(1)
 
 
 def _add_scale(commands: "_Commands") -> None:

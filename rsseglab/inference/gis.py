@@ -11,7 +11,8 @@ Raster and polygons have other names, for both would read the same ``.qml`` else
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -24,7 +25,6 @@ import rasterio.shutil
 import shapely
 from numpy.typing import NDArray
 from pyproj.exceptions import ProjError
-from rasterio.errors import RasterioError
 from rasterio.features import shapes, sieve
 from tqdm.auto import tqdm
 
@@ -43,24 +43,37 @@ def write_cog(source: Path, path: Path) -> None:
 
     Args:
         source: of one band of class values.
-        path: the file to write; it appears whole or not at all.
+        path: the file to write.
 
     Raises:
         UserError: the source is no raster, or the file can't be written.
     """
     RasterSource(source)
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _whole(path) as part:
         rasterio.shutil.copy(
             source, part, driver="COG", compress="DEFLATE", blocksize=BLOCK_PX, bigtiff="IF_SAFER",
             overview_resampling="MODE",  # a mean of class numbers would be another class
         )  # fmt: skip
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A file aside to write to, which then gets the name that is wanted: it appears whole or not at all.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
         part.replace(path)
-    except (RasterioError, OSError) as error:
-        raise UserError(f"{path} can't be written ({error}); free some space or choose another folder.") from error
+    except Exception as error:  # GDAL's errors have no public class
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(f"{path} can't be written ({reason}); free some space or choose another folder.") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder itself may be what failed
+            part.unlink()
 
 
 def region_polygons(path: Path, least_px: int = 0, progress: bool = False) -> gpd.GeoDataFrame:
@@ -70,7 +83,7 @@ def region_polygons(path: Path, least_px: int = 0, progress: bool = False) -> gp
 
     Args:
         path: a label raster of `rsseglab predict`, in one coordinate system.
-        least_px: regions of fewer pixels become part of the largest neighbour; those that no region surrounds stay.
+        least_px: regions of fewer pixels become part of their largest neighbour (GDAL's sieve); those without one stay.
         progress: whether to draw a progress bar.
 
     Returns:
@@ -121,20 +134,13 @@ def area_m2(geometry: gpd.GeoSeries) -> NDArray[np.float64]:
 
 
 def write_polygons(frame: gpd.GeoDataFrame, path: Path) -> None:
-    """Write polygons as a GeoPackage of one layer, named as the file; it appears whole or not at all.
+    """Write polygons as a GeoPackage of one layer, named as the file.
 
     Raises:
         UserError: the file can't be written.
     """
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part.gpkg")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _whole(path) as part:
         pyogrio.write_dataframe(frame, part, layer=path.stem, driver="GPKG", geometry_type="Polygon")
-        part.replace(path)
-    except (OSError, RuntimeError) as error:  # pyogrio's are of the latter
-        raise UserError(f"{path} can't be written ({error}); free some space or choose another folder.") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # --- styles ---
@@ -239,5 +245,6 @@ def write_for_gis(prediction: Path, folder: Path, least_px: int = 0, progress: b
     write_polygons(polygons, folder / "polygons.gpkg")
     styles = {"labels.qml": raster_qml, "polygons.qml": polygon_qml, "polygons.sld": polygon_sld}
     for name, style in styles.items():
-        (folder / name).write_text(style(legend), encoding="utf-8")
+        with _whole(folder / name) as part:
+            part.write_text(style(legend), encoding="utf-8")
     return polygons

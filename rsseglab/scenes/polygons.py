@@ -324,7 +324,7 @@ class PolygonLabel:
         values = {c.name: c.value for c in classes}
         if unknown := sorted({*drawn.frame[CLASS], *([rest] if rest else [])} - values.keys()):
             raise UserError(f"'{unknown[0]}' is no class of the label; it has {', '.join(values)}.")
-        order = np.argsort(-drawn.frame.geometry.area.to_numpy(), kind="stable")  # the smallest is painted last
+        order = np.argsort(-shapely.area(drawn.frame.geometry.to_numpy()), kind="stable")  # the smallest is painted last
         self._shapes: NDArray[Any] = drawn.frame.geometry.to_numpy()[order]
         self._values = drawn.frame[CLASS].map(values).to_numpy(dtype=np.int64)[order]
         self._tree = shapely.STRtree(self._shapes)
