@@ -1,6 +1,7 @@
 """Pictures of scenes, labels and errors; palettes that colour-blind readers can tell apart."""
 
 from collections.abc import Sequence
+from io import BytesIO
 from itertools import cycle
 from math import ceil
 from pathlib import Path
@@ -158,6 +159,22 @@ def save(figure: Figure, path: Path) -> None:
 
 
 DIGITISED = "digitised from the authors' plots, ±0.03 (±0.1 where faint)"
+
+
+def show(figure: Figure, alt: str, dpi: int = 90) -> None:
+    """Show a figure in a notebook, with a text for readers who can't see it.
+
+    Args:
+        figure: is closed.
+        alt: what there is to see.
+        dpi: dots an inch.
+    """
+    from IPython.display import Image, display
+
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=dpi)
+    plt.close(figure)
+    display(Image(file.getvalue(), alt=alt))
 
 
 def window_curves(published: "pd.DataFrame", ours: "pd.DataFrame | None" = None) -> Figure:

@@ -1,5 +1,6 @@
 """Each notebook is a pair, .ipynb for students and .py for review: in step, and without outputs."""
 
+import re
 from pathlib import Path
 
 import jupytext
@@ -27,6 +28,20 @@ def test_no_outputs_in_git(path):
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "code":
             assert not cell.outputs and cell.execution_count is None, f"run: jupytext --sync notebooks/{path.name}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_pictures_have_texts_for_who_cannot_see_them(path):
+    code = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    assert not [source for source in code if "plt.show(" in source], "use rsseglab.plots.show(figure, alt)"
+    assert not [source for source in code if re.search(r"(?<!\w)Image\(", source) and "alt=" not in source]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_chapter_shares_its_name_with_a_module_and_a_test(path):
+    root, name = FOLDER.parent, path.stem.partition("_")[2]
+    for folder, file in ((root / "rsseglab", f"{name}.py"), (root / "tests", f"test_{name}.py")):
+        assert [*folder.rglob(file), *(p for p in folder.rglob(name) if p.is_dir())], f"nothing in {folder.name}"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -28,10 +28,11 @@
 # code** (MIT; two branches, one a data set), and **this library**, whose code was written anew. Where it matters, the text
 # says which.
 
-# %% tags=["parameters"] nbmake={"mock": {"steps": 2, "pairs": 3, "tests": 1, "patch_px": 128, "large_px": 768}}
+# %% tags=["parameters"] nbmake={"mock": {"steps": 2, "pairs": 3, "tests": 1, "places": 1, "patch_px": 128, "large_px": 768}}
 steps = 250  # of training
 pairs = 100  # twin scenes to train on
 tests = 3  # twin scenes to test on
+places = 2  # rows and columns to choose from in section 3, beside the one drawn
 patch_px = 256  # side of a patch, and of what is read of each context
 large_px = 1536  # side of the scene of section 1
 seed = 0
@@ -42,11 +43,9 @@ import logging
 import shutil
 import warnings
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from tempfile import mkdtemp
 
-import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -74,6 +73,7 @@ from rsseglab.scenes.synthetic import CLASSES, IGNORE_VALUES, write_synthetic_sc
 from rsseglab.scenes.twins import label_pair_accuracy, twin_scenes, twins_in_memory
 from rsseglab.training.checkpoint import load_checkpoint
 from rsseglab.training.fit import TrainConfig
+from rsseglab.widgets import Explorer
 
 warnings.filterwarnings("ignore", module="lightning")
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -149,7 +149,11 @@ for (name, (patch, edge)), axes in zip(rows.items(), grid, strict=True):
             side.set(color=color, linewidth=3, linestyle=style)
 handles = grid[0, 0].get_legend_handles_labels()[0]
 figure.legend(handles=handles, loc="outside lower center", ncols=4, title="light grey: no data")
-plt.show()
+plots.show(
+    figure,
+    "A scene with a patch and its contexts framed in four colours, and below what is read of each: wider ground "
+    "at the same number of pixels.",
+)
 
 # %% [markdown]
 # Look at a house in the patch, and find it again in the wider contexts. Then look at the last row: clipped, the patch is no
@@ -251,7 +255,11 @@ axes[2].set(xticks=range(4), yticks=range(4), xlabel="place $j$ of the context",
 axes[2].set_title("attention $a$", fontsize=10)
 squares(axes[3], gathered["context"], "gathered, values of the context\n(code)")
 squares(axes[4], gathered["local"], "gathered, values of the patch\n(paper's formula)")
-plt.show()
+plots.show(
+    figure,
+    "Attention worked out by hand on four places: local map, context map, their attention as a table, values, and "
+    "the result.",
+)
 
 # %% [markdown]
 # With the context's values, water gathers water, and roof roof: each place is told about its like. With the patch's own
@@ -293,7 +301,7 @@ for axis in axes:
     for patch in PATCHES:
         frame(axis, patch, "black", width=0.8)
 figure.legend(handles=plots.class_legend(test[0].classes, False), loc="outside lower center", ncols=3)
-plt.show()
+plots.show(figure, "Two twin scenes that differ in the stripes of one patch, and the label of the first.")
 
 # %% [markdown]
 # The published network is FCN-8s on VGG16 (`encoder="vgg16"` here), trained for days. We take timm's tiny ResNet with an
@@ -379,8 +387,11 @@ def place_in_a_field(pair):
 
 row, col = place_in_a_field(twins[0])
 for scene in test[:2]:
-    attention_picture(scene, twins[0].key, row, col)
-    plt.show()
+    plots.show(
+        attention_picture(scene, twins[0].key, row, col),
+        "One place of a scene and its attention over each context, in percent: in the whole scene of one twin "
+        "nearly all of it lies on the key.",
+    )
 
 # %% [markdown]
 # Two choices, the same place of either twin. See what differs between them: contexts 1 and 2 show the same ground in both,
@@ -389,34 +400,22 @@ for scene in test[:2]:
 # learned one detector, for one orientation of the stripes: *it is there* or *it is not* tells the twins apart just as well
 # as two would. (Which orientation, and where it looks otherwise, depends on the seed.)
 #
-# Now choose for yourself. In a running notebook the picture follows the sliders; without a kernel it stays as it is drawn.
-# Move the place inside one patch, and from patch to patch: when does the look change?
+# Now choose for yourself. Move the place inside one patch, and from patch to patch: when does the look change?
 
 # %%
-control = {
-    "twin": widgets.Dropdown(options=[("twin 0", 0), ("twin 1", 1)], value=1, description="scene"),
-    "row": widgets.IntSlider(row, 16, SCENE_PX - 16, 32, description="row, px", continuous_update=False),
-    "col": widgets.IntSlider(col, 16, SCENE_PX - 16, 32, description="column, px", continuous_update=False),
-    "context": widgets.Dropdown(options=[(named(c), c) for c in CONTEXTS], value="scene", description="context"),
-}
-
-
-picture = widgets.Image(format="png")
-
-
-def look(_=None):
-    """Draw one place of one twin over one of its contexts, as the controls say."""
-    twin, at_row, at_col, context = (widget.value for widget in control.values())
-    figure, file = attention_picture(test[twin], twins[0].key, at_row, at_col, (context,)), BytesIO()
-    figure.savefig(file, dpi=80)
-    plt.close(figure)
-    picture.value = file.getvalue()
-
-
-for widget in control.values():
-    widget.observe(look, "value")
-look()
-display(widgets.VBox([*control.values(), picture]))
+rows_and_columns = np.linspace(SCENE_PX // 8, SCENE_PX * 7 // 8, places).astype(int).tolist()
+Explorer(
+    lambda twin, row, column, context: attention_picture(test[twin], twins[0].key, row, column, (context,)),
+    {
+        "twin": {"0": 0, "1": 1},
+        "row": sorted({*rows_and_columns, int(row)}),
+        "column": sorted({*rows_and_columns, int(col)}),
+        "context": {named(c): c for c in CONTEXTS},
+    },
+    {"twin": 1, "row": int(row), "column": int(col), "context": "scene"},
+    "Attention of the place at row {row}, column {column} of twin {twin} over its context: {context}.",
+    dpi=60,
+)
 
 # %% [markdown]
 # ## 4. How much of which context
@@ -452,7 +451,7 @@ for axis in axes:
     for patch in PATCHES:
         frame(axis, patch, "black", width=0.8)
 figure.colorbar(drawn, ax=axes, label="mean over channels of $H^t$", shrink=0.8)
-plt.show()
+plots.show(figure, "Weights of each context over the scene, as maps.")
 
 # %% [markdown]
 # The whole scene gets most, as it should, for only it shows the key. But the maps are **flat**: no place differs from any
@@ -484,7 +483,11 @@ for axis, line in zip(axes, ("axvline", "axhline"), strict=True):
     for bound in bounds:
         getattr(axis, line)(bound, color="0.4", linestyle=":", linewidth=1.5)
     axis.legend(frameon=False)
-plt.show()
+plots.show(
+    figure,
+    "Histogram of the fusion weights, and the weight of one context over its estimate, with and without a sigmoid "
+    "before the softmax.",
+)
 found = np.stack(weights)
 print(f"bounds {bounds[0]:.4f} and {bounds[1]:.4f}; weights here from {found.min():.4f} to {found.max():.4f}")
 
@@ -571,7 +574,7 @@ axes.bar_label(bars, [f"{value:.3f}" for value in accuracy.values()], padding=4)
 axes.axvline(0.5, color="black", linestyle="--", linewidth=1)
 axes.invert_yaxis()
 axes.set(xlim=(0, 1.09), xlabel="pair accuracy on unseen twins; dashed: whoever cannot know", ylabel="contexts of")
-plt.show()
+plots.show(figure, "Pair accuracy of each choice of contexts: only those that hold the key exceed one half.")
 
 # %% [markdown]
 # The second bar is the strongest: what the network says of a field is what its context says, even against the truth. Note
@@ -628,7 +631,7 @@ axes.invert_yaxis()
 axes.margins(x=0.1)
 axes.set(xlabel='gain of "mIoU" over no context, % points', ylabel="contexts")
 figure.legend(loc="outside lower center", ncols=4)
-plt.show()
+plots.show(figure, "Published gains of each choice of contexts, in percentage points.")
 
 # %% [markdown]
 # Read it twice. On DeepGlobe the patch's self-attention brings 0.28 of the 1.38 points; the rest is ground that the patch
@@ -682,7 +685,7 @@ for name, table in tables.items():
         plots.intervals(axes, less, reference=0, detectable=True)
         axes.set(xlabel="mean IoU less the whole method's, % points", title=name)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-        plt.show()
+        plots.show(figure, "Differences of mean IoU to the whole method with their intervals, a row an ablation.")
 
 # %% [markdown]
 # Left of the dashed line: the part was worth something. Hollow: the interval contains no difference at all. Grey: a true

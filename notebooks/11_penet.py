@@ -20,7 +20,7 @@
 # How much of a map can be learnt from a few hundred clicks, one an object, and what is gained if clicks are *grown* first,
 # by a network that knows what an object looks like (Segment Anything), and then by what the segmenter itself has learnt?
 #
-# **It assumes** the first notebook (whole scenes, crops, mean IoU).
+# **It assumes** *What is a whole scene* (crops, mean IoU).
 # **It takes** about six minutes on a laptop with two cores, and 4 GiB of memory. Where `RSSEGLAB_DATA` has the Dubai scenes
 # these are used; else made ones. Where `RSSEGLAB_WEIGHTS` has `mobile_sam.pt` masks come from MobileSAM; else from
 # superpixels, which know nothing of objects, and the text says where that matters.
@@ -46,15 +46,13 @@ import logging
 import tempfile
 import time
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 
-import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import Image, Markdown, display
+from IPython.display import Markdown, display
 
 from rsseglab import plots
 from rsseglab.encoders.weights import local_weights
@@ -78,20 +76,12 @@ from rsseglab.scenes.views import decimated, in_memory
 from rsseglab.training.checkpoint import load_checkpoint
 from rsseglab.training.fit import TrainConfig, fit
 from rsseglab.training.task import rate
-from rsseglab.widgets import PointAnnotator
+from rsseglab.widgets import Explorer, PointAnnotator
 
 work = Path(tempfile.mkdtemp())
 BLUE, ORANGE, GREEN, SKY, VERMILION = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in plots.OKABE_ITO[:5]]
 torch.manual_seed(seed)
 logging.getLogger("timm").setLevel(logging.ERROR)  # no news of the weights that a decoder has no use for
-
-
-def show(figure, alt):
-    """Show a figure, with a text for who cannot see it."""
-    file = BytesIO()
-    figure.savefig(file, format="png", dpi=90)
-    plt.close(figure)
-    display(Image(file.getvalue(), alt=alt))
 
 
 # %%
@@ -129,7 +119,7 @@ for axis, (how, title) in zip(axes, (("innermost", "innermost"), ("objects", "at
         axis.scatter(*its.T, s=20, color=np.array(c.color) / 255, edgecolors="white", linewidths=0.7)
 plots.draw(axes[2], plots.colorize(plots.label_thumbnail(scene), classes), "the dense label")
 figure.legend(handles=legend, loc="outside lower center", ncols=8, frameon=False)
-show(figure, "A scene with clicks by two protocols, and its dense label.")
+plots.show(figure, "A scene with clicks by two protocols, and its dense label.")
 
 pixels = sum(int((s.read_label() != IGNORE_INDEX).sum()) for s in train)
 count = sum(map(len, clicks["innermost"].values()))
@@ -191,7 +181,7 @@ for axes, i in zip(grid, chosen, strict=True):
     axes[0].set_title(f"a click on {kinds[i]}", fontsize=10)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
-show(figure, "Three clicks, and for each the masks that are proposed; the rest of the picture is dark.")
+plots.show(figure, "Three clicks, and for each the masks that are proposed; the rest of the picture is dark.")
 
 # %% [markdown]
 # How good are they? Two numbers: how much of the scene gets a label (*covered*), and how much of that is right. A disc around
@@ -220,7 +210,9 @@ for how, color in (("innermost", BLUE), ("objects", ORANGE)):
 axis.set(xlabel="covered, % of the labelled pixels", ylabel="right, % of what is covered", xlim=(0, None))
 axis.grid(color="0.92")
 axis.legend(fontsize=9, loc="upper right")
-show(figure, "Precision against coverage of what clicks grow to: curves of discs, and marks of superpixels and masks.")
+plots.show(
+    figure, "Precision against coverage of what clicks grow to: curves of discs, and marks of superpixels and masks."
+)
 print(f"{time.perf_counter() - start:.0f} s")
 
 # %% [markdown]
@@ -254,7 +246,7 @@ plots.draw(axes[0], plots.colorize(grown_labels[at].label, classes), f"what {len
 covered = np.where(grown_labels[at].label == IGNORE_INDEX, IGNORE_INDEX, scene.read_label())
 plots.draw(axes[1], plots.error_map(grown_labels[at].label, covered), "grey: right; black: wrong")
 figure.legend(handles=legend, loc="outside lower center", ncols=8, frameon=False)
-show(figure, "The label grown from clicks, and where it is wrong.")
+plots.show(figure, "The label grown from clicks, and where it is wrong.")
 
 # %% [markdown]
 # ## 3. Expansion: what the network has learnt labels more
@@ -336,14 +328,18 @@ def draw_snapshot(number):
     for axis, (shown, title) in zip(axes, panels, strict=True):
         plots.draw(axis, shown, title)
     figure.legend(handles=legend, loc="outside lower center", ncols=8, frameon=False)
-    show(figure, f"A crop, its anchors, the labels expanded at step {step}, and the prediction.")
+    return figure
 
 
-moments = [(step, i) for i, (step, _, _) in enumerate(snapshots)]
-slider = widgets.SelectionSlider(options=moments, value=len(snapshots) - 1, description="step")
-display(widgets.VBox([slider, widgets.interactive_output(draw_snapshot, {"number": slider})]))
-draw_snapshot(len(snapshots) - 1)  # for readers without a kernel
+Explorer(
+    lambda step: draw_snapshot([s for s, _, _ in snapshots].index(step)),
+    {"step": [step for step, _, _ in snapshots]},
+    {"step": snapshots[-1][0]},
+    "A crop, its anchors, the labels expanded at step {step}, and the prediction.",
+    dpi=70,
+)
 
+# %%
 figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
 table = 100 * np.array(over_steps)
 axis.plot(table[:, 0] / 100, table[:, 1], "o-", color=BLUE, label="newly labelled, % of the crop")
@@ -351,7 +347,7 @@ axis.plot(table[:, 0] / 100, table[:, 2], "s--", color=VERMILION, label="of thes
 axis.set(xlabel="step", ylim=(0, 101))
 axis.grid(color="0.92")
 axis.legend(loc="lower left", fontsize=9)
-show(figure, "How much of the crop is expanded over the training, and how much of that is right.")
+plots.show(figure, "How much of the crop is expanded over the training, and how much of that is right.")
 
 # %% [markdown]
 # Watch the red line. Expansion adds labels that the network *already believes*, and a wrong belief is confirmed as gladly as a
@@ -377,7 +373,7 @@ for g, axis in enumerate(axes):
     axis.set_title(f"group {g + 1}", fontsize=9)
     axis.set_axis_off()
 figure.colorbar(drawn, ax=axes, label="weight", shrink=0.8)
-show(figure, "The attention map of each group of channels on the crop.")
+plots.show(figure, "The attention map of each group of channels on the crop.")
 
 # %% [markdown]
 # The mean of a normalised map is its shift, whatever the image: half of the "cross-spatial" weights look at no pixel. That is
@@ -437,7 +433,7 @@ for title, color, marker in (("points", BLUE, "o"), ("grown, expanded, EMA", ORA
 axis.set(xlabel="clicks", ylabel="mean IoU on whole test scenes, %", xscale="log", ylim=(0, None))
 axis.grid(color="0.92", which="both")
 axis.legend(fontsize=9)
-show(figure, "Mean IoU against the number of clicks, with and without growing, and that of dense labels.")
+plots.show(figure, "Mean IoU against the number of clicks, with and without growing, and that of dense labels.")
 best = table[["points", "grown, expanded, EMA"]].to_numpy().max()
 Markdown(
     f"The best reaches **{best / dense:.0%}** of the dense labels' mean IoU ({100 * best:.1f} of {100 * dense:.1f} %)."

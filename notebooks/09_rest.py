@@ -20,7 +20,7 @@
 # what a split is worth, what a score means, and what a pixel has to see. Three worked cases, each trained with REST
 # (`exact+spim`, one scene over tiles that interact) by the same few lines.
 #
-# **It assumes** the first two notebooks (whole scenes, tiles), and that you know what a confusion matrix is. **It takes**
+# **It assumes** *What is a whole scene* and *One scene over many workers* (tiles), and that you know what a confusion matrix is. **It takes**
 # about eight minutes on a laptop with two cores, and 4 GiB of memory. Where `RSSEGLAB_DATA` has the real scenes
 # (`rsseglab data get indian_pines`, `dubai`, `oam_buildings` say how to get them) these are used; else made ones, which
 # run but prove little.
@@ -145,7 +145,9 @@ for name, part in pines.parts.items():
     axes[2].add_patch(Rectangle((col - 0.5, row - 0.5), width, height, fill=False, edgecolor="black", linewidth=2))
     axes[2].text(3, row + height - 4, name, fontsize=9, bbox={"facecolor": "white", "alpha": 0.85, "linewidth": 0})
 figure.legend(handles=plots.class_legend(scene.classes), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
-plt.show()
+plots.show(
+    figure, "A hyperspectral scene in two colour composites, its label, and the three parts that it is split in."
+)
 
 # %% [markdown]
 # The numbers in the file are 1000 plus 500 times a radiance (Purdue University's documentation of the 220 channels; its
@@ -172,7 +174,7 @@ axis.set(
     ylabel="radiance, µW cm$^{-2}$ nm$^{-1}$ sr$^{-1}$", title="median and middle half of the pixels of a class",
 )  # fmt: skip
 axis.legend(frameon=False)
-plt.show()
+plots.show(figure, "Median radiance of each class over 220 channels.")
 
 # %% [markdown]
 # ### What bands cost
@@ -298,7 +300,7 @@ for axis in axes:
         row, col, height, width = part.window
         axis.add_patch(Rectangle((col - 0.5, row - 0.5), width, height, fill=False, edgecolor="black", linewidth=1.5))
 figure.legend(handles=plots.class_legend(scene.classes), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
-plt.show()
+plots.show(figure, "Label, prediction and errors of the hyperspectral scene, part by part.")
 
 # %% [markdown]
 # Read the accuracy beside that of the constant map: with the real scene, one wood is half of what is labelled in the
@@ -373,7 +375,7 @@ for c in present:
 axes[3].set(xlabel="band", ylabel="reflectance (number / 10000)", title="medians of the classes (made)")
 axes[3].legend(frameon=False, fontsize=8)
 figure.legend(handles=plots.class_legend(present), loc="outside lower center", ncols=8, frameon=False, fontsize=9)
-plt.show()
+plots.show(figure, "A made scene of 32 bands, its label, the prediction, and median spectra of its classes.")
 
 # %% [markdown]
 # ## 3. One class
@@ -430,7 +432,7 @@ pd.DataFrame(
 
 # %%
 figure = plots.comparison(list(zip(test, paths, strict=True)), f"water, {water_name}, downsampled by {factor}")
-plt.show()
+plots.show(figure, "Water scenes: image, label, prediction and errors.")
 
 # %% [markdown]
 # ## 4. Seven centimetres
@@ -518,7 +520,7 @@ for axis, (shrink, index) in zip(axes[2:], maps.items(), strict=True):
 figure.legend(
     handles=plots.class_legend(target.classes, ignored=False), loc="outside lower center", ncols=2, frameon=False
 )
-plt.show()
+plots.show(figure, "A drone scene, its label, and predictions at several pixel sizes.")
 
 # %% [markdown]
 # Take the two numbers for what they are: one seed, a few minutes of training, one part of one scene, labels from
@@ -554,4 +556,4 @@ plt.show()
 #    of section 5, if there is one? What did it cost?
 #
 # **Read next.** `rsseglab/scenes/views.py` (`part_of`, `single_class`, `decimated`), `data_manifests/indian_pines.toml`
-# and `glh_water.toml` (what to know before comparing numbers), and the third notebook for reach and context.
+# and `glh_water.toml` (what to know before comparing numbers), and *Why context?* for reach.

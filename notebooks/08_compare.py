@@ -134,7 +134,7 @@ for name in names:
     path = folder / name / f"seed{seed}" / first["chosen"]["way"] / f"{scene.name}.tif"
     shown.append((first["title"], path, borders(name, path)))
 figure = plots.method_maps(scene, shown)
-plt.show()
+plots.show(figure, "One test scene labelled by each method, with the borders of its windows or tiles.")
 
 # %% [markdown]
 # ### Which differences are real?
@@ -161,7 +161,11 @@ def forest(records, title=""):
         axes[1].set(xlabel="difference of mean IoU, % points", title="differences, paired by seed and place")
         figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(title)
-    plt.show()
+    plots.show(
+        figure,
+        "Mean IoU of each method with intervals, and paired differences with their intervals and the smallest "
+        "detectable effect.",
+    )
 
 
 forest(live)
@@ -206,7 +210,7 @@ figure = plots.window_curves(published_rest("window curve"), pd.concat(curves))
 for axes in figure.axes[4:]:
     bottom, top = axes.get_ylim()
     axes.set_ylim(bottom, 2 * top - bottom)  # room for the legend
-plt.show()
+plots.show(figure, "Mean IoU over the side of the test window: published curves and ours.")
 
 # %% [markdown]
 # Dashed curves are digitised from the authors' plots, of far larger networks, scenes and schedules; intervals of them
@@ -227,7 +231,7 @@ for name, found in twins.items():
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.36 * len(scores)), layout="constrained")
     plots.intervals(axes, scores, reference=0.5)
     axes.set(xlabel="pair accuracy, %", xlim=(45, 102), title=f"{name}: dashed is guessing")
-    plt.show()
+    plots.show(figure, "Pair accuracy of each method on twin scenes; the dashed line is guessing.")
 
 # %% [markdown]
 # With the key farther away than a crop is wide, and than the network's receptive field reaches, crops and *exact* tiles
@@ -313,7 +317,7 @@ axes.axvspan(81.1, 89.5, color="0.9", label="agreement on Dubai's overlaps")
 axes.set(xlabel="pixels on which two annotators agree, %", ylabel="mean IoU, %", title="made scene, made annotators")
 axes.grid(color="0.92")
 axes.legend(frameon=False)
-plt.show()
+plots.show(figure, "Mean IoU over the agreement of two made annotators: noise in labels bounds any score.")
 
 # %% [markdown]
 # The root is too hopeful: annotators do err in the same places, at borders. And at the agreement of the Dubai labels

@@ -20,8 +20,9 @@
 # an attention over the tokens of *all* tiles. What does a pixel see of another tile through it? And is the answer still
 # that of one network, whatever the number of tiles?
 #
-# **It assumes** the second notebook (tiles, halos), twin scenes (their section in the README), and that you know what
-# multi-head attention computes. **It takes** about four minutes on a laptop with two cores, and 2 GiB of memory. No data is
+# **It assumes** *Why context* (twin scenes), and that you know what multi-head attention computes. A *tile* is the part of
+# a scene that one worker holds, a *halo* the rows and columns around it that it fetches from others; *One scene over many
+# workers* tells how. **It takes** about four minutes on a laptop with two cores, and 2 GiB of memory. No data is
 # needed: the scenes are made here.
 
 # %% tags=["parameters"] nbmake={"mock": {"steps": 2, "seeds": 1, "large_px": 384, "most_tiles": 16}}
@@ -116,7 +117,7 @@ for axis in axes[2:]:
         "", (-0.02, 1.13), (-0.3, 1.13), xycoords="axes fraction", arrowprops={"arrowstyle": "->", "color": "0.3"}
     )
     axis.set_ylabel("")
-plt.show()
+plots.show(figure, "Tokens by tile, and the same tokens by head after the all-to-all.")
 
 # %% [markdown]
 # ## 2. What a cut changes, and what it does not
@@ -145,7 +146,7 @@ image = batch([0], SCENE_PX)[0][:1].double()
 with torch.no_grad():
     whole = encoder(image)[LEVEL]
     alone = join(together(encoder(apart(cut(image, FOUR)))[LEVEL]))  # each tile alone
-    exact = join(encoder(cut(image, FOUR))[LEVEL])  # with halos, as in the second notebook
+    exact = join(encoder(cut(image, FOUR))[LEVEL])  # with halos
     results = {
         "encoder, each tile alone": (alone, whole),
         "encoder, with halos": (exact, whole),
@@ -167,7 +168,11 @@ for axis, (name, (ours, theirs)) in zip(axes, results.items(), strict=True):
     }
 axes[0].set_ylabel("row, px")
 figure.colorbar(shown, ax=axes, label="relative difference to the\nuncut scene, power of ten", shrink=0.8)
-plt.show()
+plots.show(
+    figure,
+    "Relative difference to the uncut scene, as maps, for four ways to run an encoder on four tiles: exact "
+    "nowhere differs, alone differs along the borders.",
+)
 pd.DataFrame(table).T
 
 # %% [markdown]
@@ -234,7 +239,7 @@ axis.plot(np.arange(steps) + 1, none_course, "--", color=VERMILION, label="none:
 axis.axhline(0.5, color="0.6", linewidth=0.8)
 axis.set(xlabel="training step", ylabel="pair accuracy of the step's scenes", ylim=(0.4, 1.05))
 figure.legend(loc="outside lower center", ncols=4)
-plt.show()
+plots.show(figure, "Pair accuracy over training steps: with SPIM it rises to one, each tile alone stays at one half.")
 
 unseen, answers = batch(range(4), SCENE_PX)
 for seed, model in enumerate(world):
@@ -309,7 +314,11 @@ handles = [
     plt.Line2D([], [], color="0.7", linestyle=":", label="tiles of training"),
 ]
 figure.legend(handles=handles, loc="outside lower center", ncols=3, title="lines: mean over seeds; markers: each seed")
-plt.show()
+plots.show(
+    figure,
+    "Pair accuracy and change of the logits over the number of tiles in the test: fixed heads stay, heads as many "
+    "as tiles fall off.",
+)
 table = records.groupby(columns[:3]).agg(
     **{
         "pair accuracy": ("pair accuracy", "mean"),
@@ -356,7 +365,7 @@ with torch.no_grad():
     features = fixed[0].network.encoder(cut(image, FOUR))[LEVEL]
     maps = attention_of(fixed[0].spims[str(LEVEL)], features, [rows[far]], [cols[far]])[0, :, 0].numpy()
 figure = plots.attention_over_scene(twins.images[0].transpose(1, 2, 0), maps, FOUR, query, twins.key, "the key")
-plt.show()
+plots.show(figure, "Attention of one place over the whole scene, head by head, with the tiles' borders and the key.")
 
 on_key = np.zeros(maps.shape[1:], bool)
 on_key[tuple(tokens_of(twins.key, 1e-6))] = True
@@ -415,7 +424,7 @@ handles = [
     plt.Line2D([], [], color="0.7", linestyle=":", label="heads of training"),
 ]
 figure.legend(handles=handles, loc="outside lower center", ncols=4 if seeds > 1 else 2)
-plt.show()
+plots.show(figure, "Attention on the key of each head over the number of heads in the test, three seeds.")
 
 # %% [markdown]
 # ## 6. And without SPIM?

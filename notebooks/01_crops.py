@@ -44,6 +44,7 @@ from rsseglab.scenes import Window
 from rsseglab.scenes.manifest import load_manifest
 from rsseglab.training.checkpoint import load_checkpoint
 from rsseglab.training.fit import TrainConfig, fit
+from rsseglab.widgets import swipe
 
 folder = Path(mkdtemp())  # for what this notebook writes
 
@@ -67,7 +68,7 @@ figure, axes = plt.subplots(1, 2, figsize=(12, 5.4), layout="constrained")
 plots.draw(axes[0], plots.thumbnail(scene), f"{scene.name}: {scene.width} x {scene.height} px")
 plots.draw(axes[1], plots.colorize(plots.label_thumbnail(scene), scene.classes), "its label")
 axes[1].legend(handles=plots.class_legend(scene.classes), loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-plt.show()
+plots.show(figure, "A made scene in true colour and its label in seven classes.")
 
 # %% [markdown]
 # ## 2. A network trained on crops
@@ -92,6 +93,12 @@ print(f"validation mean IoU {result.val_mean_iou:.3f} after {result.seconds:.0f}
 side = 256
 flat = predict_scene(trained, scene, folder / "flat.tif", Cropping(side, overlap=0, blend="flat"), progress=False)
 predicted = plots.prediction_thumbnail(flat.path, scene, max_px=10_000)
+
+# %% [markdown]
+# Swipe between the scene and what the network makes of it; choose its label or its errors in the lists.
+
+# %%
+swipe(scene, {"crops of 256 px": flat.path})
 
 # %% [markdown]
 # ## 4. The cause: the network looks past the border and sees zeros
@@ -135,7 +142,11 @@ right = axes[1].twinx()
 right.plot(flipped, color="#d55e00")
 right.set_ylabel("pixels with another class, %", color="#d55e00")
 axes[1].set_title("the nearer to a border, the more changes", fontsize=10)
-plt.show()
+plots.show(
+    figure,
+    "Map of the largest change of a logit between cropped and whole: bright lines along the window borders; and "
+    "the mean change over the distance to the nearest border, falling from the border inwards.",
+)
 
 # %% [markdown]
 # The curve falls, and never quite reaches zero: this U-Net's receptive field is wider than half a window, so even the
@@ -193,7 +204,11 @@ for axis, (title, picture) in zip(axes, panels, strict=True):
     plots.draw(axis, picture, title)
 axes[2].axvline(seam - zoom[1].start - 0.5, color="black", linewidth=1, linestyle="--")
 figure.legend(handles=plots.class_legend(scene.classes), loc="outside lower center", ncols=8, frameon=False)
-plt.show()
+plots.show(
+    figure,
+    "A detail around a window border: scene, label, prediction from crops with a break at the line, prediction of "
+    "the whole scene.",
+)
 
 # %% [markdown]
 # ## 7. What no overlap can mend
@@ -212,7 +227,7 @@ twins = twin_scenes(320, 320, context_px=64, seed=3)
 figure, axes = plt.subplots(1, 2, figsize=(9, 4.8), layout="constrained")
 for s in (0, 1):
     plots.draw(axes[s], twins.images[s].transpose(1, 2, 0), f"twin {s}: only the stripes differ")
-plt.show()
+plots.show(figure, "Twin scenes that differ in the direction of the stripes of one patch alone.")
 
 images = torch.from_numpy(normalise(twins.images))
 answers = []

@@ -20,7 +20,7 @@
 # overlap computes most pixels three to four times. Can a network label it *whole*, exactly, in memory that does not grow
 # with the scene's height, and compute nothing twice?
 #
-# **It assumes** the second notebook (tiles, halos). **It takes** two or three minutes on a laptop with two cores, and 2 GiB
+# **It assumes** *One scene over many workers* (tiles, halos). **It takes** two or three minutes on a laptop with two cores, and 2 GiB
 # of memory. No data is needed: the scenes are noise, as neither memory nor equality looks at what is shown.
 
 # %% tags=["parameters"] nbmake={"mock": {"width": 96, "heights": [128, 256], "learn_px": 64}}
@@ -79,8 +79,7 @@ print(tall)
 # held. Left of the dashed line the scene is labelled.
 
 # %%
-tall.plot()
-plt.show()
+plots.show(tall.plot(), "Line buffers of a network: rows that each layer holds while the scene streams through.")
 
 # %% [markdown]
 # Three things to see. The *stair*: deeper layers are further behind, as each waits for the rows below. The *long bars*: the
@@ -142,7 +141,9 @@ for way, colour, style in (("whole", VERMILION, "o-"), ("streamed", BLUE, "s-"),
 axes[0].set(xlabel=f"rows of a scene {width} px wide", ylabel="peak memory, MiB", ylim=(0, None))
 axes[1].set(xlabel=f"rows of a scene {width} px wide", ylabel="seconds, planning included", ylim=(0, None))
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-plt.show()
+plots.show(
+    figure, "Peak memory and seconds over the scene's rows: streaming stays flat in memory, the whole scene grows."
+)
 
 # %% [markdown]
 # The whole-scene call takes what the scene's area asks for; streaming stops growing once the scene is taller than the

@@ -20,7 +20,7 @@
 # 64. But what each of them would compute and send is arithmetic, and how fast one device computes can be measured. Where
 # does the curve leave the straight line, and what bends it?
 #
-# **It assumes** the second notebook (tiles, halos, speed-up, efficiency), and that you know what multi-head attention
+# **It assumes** *One scene over many workers* (tiles, halos, speed-up, efficiency), and that you know what multi-head attention
 # computes. **It takes** a minute or two on a laptop with two cores, and 1 GiB of memory. No data is needed.
 #
 # **What is measured here, and what is not.** Everything up to section 3 is measured or counted. From section 4 on, curves
@@ -166,7 +166,11 @@ axis.set_xscale("log", base=2)
 axis.set_xticks(counts, counts)
 axis.set_ylim(bottom=0)
 figure.legend(loc="outside lower center", ncols=1)
-plt.show()
+plots.show(
+    figure,
+    "Milliseconds of one SPIM over the number of heads: measured points, and predictions with and without the "
+    "cost of exponentials.",
+)
 ratios = [t / sum(p.values()) for t, p in zip(taken, parts, strict=True)]
 print(f"measured / predicted: {min(ratios):.2f} to {max(ratios):.2f}")
 
@@ -228,7 +232,10 @@ log_axes(axes[0], "seconds, all four SPIMs, forward", "6908 x 7300 px, A100 at n
 log_axes(axes[1], "efficiency (speed-up / P)", "relative to one worker with the same choice: predicted")
 axes[1].set_ylim(0, 1.08)
 figure.legend(handles=axes[0].lines, loc="outside lower center", ncols=4)
-plt.show()
+plots.show(
+    figure,
+    "Predicted seconds of four SPIMs and their efficiency over the number of workers, for four ways to share the work.",
+)
 
 # %% [markdown]
 # Read both panels. On the right 64 heads look best, and one head a worker worst. On the left, at 64 workers, the two take the
@@ -280,7 +287,7 @@ for axis, name in zip(axes, ("one head a worker", "8 heads", "8 heads, in a ring
     worker_seconds(axis, predicted[name], PARTS, PART_COLORS, f"{name}: predicted")
 handles, labels = axes[0].get_legend_handles_labels()
 figure.legend(handles, [PART_NAMES[label] for label in labels], loc="outside lower center", ncols=4)
-plt.show()
+plots.show(figure, "Predicted worker-seconds by cause over the number of workers, three ways side by side.")
 
 # %% [markdown]
 # ## 6. Why it bends (2): halos, where tiles are thin
@@ -324,7 +331,10 @@ axes[1].plot(strong.ranks, strong.forward_efficiency, "o", color="black", label=
 log_axes(axes[1], "efficiency (speed-up / P)", "U-Net, 1024 x 1024 px, CPU, forward")
 axes[1].set_ylim(0, 1.08)
 axes[1].legend(frameon=False, loc="lower left")
-plt.show()
+plots.show(
+    figure,
+    "Speed-up and efficiency of the exact engine over the number of workers: predicted curves, measured points.",
+)
 bends({f"U-Net on the exact engine, {name}": rows for name, rows in exact.items()})
 
 # %% [markdown]
@@ -346,7 +356,7 @@ for axis, (name, rows) in zip(axes, large.items(), strict=True):
     )
 handles, labels = axes[0].get_legend_handles_labels()
 figure.legend(handles, labels, loc="outside lower center", ncols=4)
-plt.show()
+plots.show(figure, "Predicted worker-seconds by cause for a larger scene, in bands and in a grid.")
 bends({f"U-Net on the exact engine, {name}": rows for name, rows in large.items()})
 
 # %% [markdown]
@@ -385,7 +395,11 @@ worker_seconds(
 )  # fmt: skip
 axes[1].legend([f"stride {s}" for s in SWIN_LARGE], frameon=False, loc="upper left")
 figure.legend(handles=axes[0].lines, loc="outside lower center", ncols=3)
-plt.show()
+plots.show(
+    figure,
+    "Predicted seconds over workers when the scene grows with them, and worker-seconds by stride: stride 4 has "
+    "nearly all.",
+)
 bends(weak)
 
 # %% [markdown]

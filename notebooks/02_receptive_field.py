@@ -20,7 +20,7 @@
 # the network *can* see, how far it *does* look, and whether there is anything to see out there. This notebook measures
 # all three. Then it asks what a larger window is worth: here, and in published curves.
 #
-# **It assumes** the first notebook (windows, seams, twin scenes), and that you know what a convolution and a gradient
+# **It assumes** *What is a whole scene* (windows, seams, twin scenes), and that you know what a convolution and a gradient
 # are. **It takes** about three minutes on a laptop with two cores, and 2 GiB of memory. No data is needed: the scenes
 # are made here.
 
@@ -162,7 +162,11 @@ for (name, field), color, style in zip(fields.items(), (SKY, ORANGE, BLUE), ("--
 axes[3].axvline(seen_px, color=VERMILION, linestyle="--", label="theoretical")
 axes[3].set(xlabel="radius of a square, px", ylabel="share of the gradient within, %", title="seen, and looked at")
 axes[3].legend(frameon=False, fontsize=9)
-plt.show()
+plots.show(
+    figure,
+    "Effective receptive fields of three networks as maps of the gradient, bright in the middle, and the share of "
+    "the gradient within a radius, far inside the theoretical reach.",
+)
 
 # %% [markdown]
 # The dashed square is what the network can see, the white one holds 95 % of what it looks at. They are not the same
@@ -231,7 +235,11 @@ for axis in axes:
     axis.set_xlabel("distance to the window's border, px")
 axes[0].axvline(seen_px, color=VERMILION, linestyle="--", label=f"theoretical reach, {seen_px} px")
 axes[0].legend(frameon=False)
-plt.show()
+plots.show(
+    figure,
+    "Change of the logits, and share of pixels with another class, over the distance to the window's border, for "
+    "windows of several sizes.",
+)
 beyond = changes[768][0][seen_px:].max()
 print(f"beyond {seen_px} px: {beyond:.1e}; at the border: {changes[768][0][0]:.2f} (a logit)")
 
@@ -316,7 +324,7 @@ axes[1].axhline(0, color="black", linestyle="--", linewidth=1, label="whole scen
 axes[1].legend(frameon=False, loc="lower right")
 axes[2].axhline(0, color="black", linestyle=":", linewidth=1, label="no seams")
 axes[2].legend(frameon=False, loc="upper left")
-plt.show()
+plots.show(figure, "Mean IoU and seam error over the side of the window, with intervals, beside the whole scene.")
 
 # %% [markdown]
 # Read the middle panel before the left one: the intervals of the mean IoU itself are so wide that they hide everything,
@@ -398,7 +406,10 @@ for s in (0, 1):
 figure.legend(
     handles=plots.class_legend(TWIN_CLASSES, ignored=False), loc="outside lower center", ncols=5, frameon=False
 )
-plt.show()
+plots.show(
+    figure,
+    "Twin scenes, their labels, and predictions: in windows both twins are labelled alike, whole they are told apart.",
+)
 
 # %% [markdown]
 # The same weights, once with the key in view and once without. No overlap and no blending brings back what no window
@@ -428,7 +439,7 @@ ours.append(
 )  # fmt: skip
 figure = plots.window_curves(published_rest("window curve"), pd.DataFrame(ours))
 figure.axes[4].margins(y=0.35)  # room for the legend
-plt.show()
+plots.show(figure, "Published curves of mean IoU over the side of the test window, with ours.")
 
 # %% [markdown]
 # Three things to see. Most curves rise where windows are small, and flatten. Cropped baselines gain by larger windows
@@ -469,4 +480,4 @@ plt.show()
 #
 # **Read next.** `rsseglab/evaluation/receptive_field.py` (NaN and bisection), `rsseglab/evaluation/bootstrap.py`
 # (intervals, and the smallest difference that they could have found), `rsseglab/scenes/twins.py` (what is proved of
-# twins), and the second notebook: a scene over many workers without any crop.
+# twins), and *One scene over many workers*, without any crop.

@@ -22,7 +22,7 @@
 # this image, and the pixels then move the way of the classes that they look like. How does that work, what do the vectors
 # see, and how would we know that it helps?
 #
-# **It assumes** the first notebook (whole scenes, crops), and that you know what a convolution and a softmax compute.
+# **It assumes** *What is a whole scene* (crops, mean IoU), and that you know what a convolution and a softmax compute.
 # **It takes** about five minutes on a laptop with two cores, and 2.5 GiB of memory. Where `RSSEGLAB_DATA` has the Dubai
 # scenes (`rsseglab data get dubai` says how to get them) these are used; else made ones. Where `RSSEGLAB_WEIGHTS` has
 # weights of the encoder it starts from these; else from random ones, and all numbers are lower.
@@ -43,15 +43,13 @@ records = "../book/records/ablate/bicor_seg"  # of section 7: a folder a data se
 # %%
 import logging
 import time
-from io import BytesIO
 from pathlib import Path
 
-import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import Image, Markdown, display
+from IPython.display import Markdown, display
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch
@@ -71,19 +69,12 @@ from rsseglab.scenes.scene import IGNORE_INDEX
 from rsseglab.scenes.store import find_data
 from rsseglab.scenes.views import decimated, in_memory
 from rsseglab.training.task import rate
+from rsseglab.widgets import Explorer
 
 COLORS = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in plots.OKABE_ITO]
 BLUE, ORANGE, GREEN, SKY, VERMILION, PURPLE, YELLOW = COLORS[:7]
 torch.manual_seed(seed)
 logging.getLogger("timm").setLevel(logging.ERROR)  # no news of the weights that a decoder has no use for
-
-
-def show(figure, alt):
-    """Show a figure, with a text for who cannot see it."""
-    file = BytesIO()
-    figure.savefig(file, format="png", dpi=90)
-    plt.close(figure)
-    display(Image(file.getvalue(), alt=alt))
 
 
 # %% [markdown]
@@ -143,7 +134,7 @@ axes.text(7.0, 1.72, "softmax over classes", fontsize=9.5, ha="left", va="center
 axes.text(6.0, 2.95, "best K places", fontsize=9.5, ha="right", va="center")
 axes.set(xlim=(0, 13.5), ylim=(-0.2, 4.3))
 axes.set_axis_off()
-show(
+plots.show(
     figure,
     "A flow chart. Class embeddings and feature map together give heatmaps. With them the embeddings look back at the "
     "features, which gives embeddings of this image; from these the features are scaled and shifted.",
@@ -283,7 +274,7 @@ for n, axes in enumerate(grid[1, 1:]):
         left += length
     axes.invert_yaxis()
     axes.set(xlim=(0, 2.6), xlabel="size of the vector's numbers", title=f"embedding of {KINDS[n]}")
-show(
+plots.show(
     figure,
     "The toy map with a lake, a field and roofs; three heatmaps with their regions; bars of the embeddings before and "
     "after. The embedding of water took in some of the look of a field.",
@@ -341,7 +332,7 @@ axes[2].plot(many, np.ones(len(many)), "-s", color=BLUE, markersize=4, label="co
 axes[2].plot(many, 1 / many, ":", color="0.4", label="all equal")
 axes[2].set(xlabel="number of classes $N$", ylabel="largest possible share", ylim=(0, 1.05), xticks=range(2, 21, 3))
 axes[2].legend(frameon=False, fontsize=9, loc="center right")
-show(
+plots.show(
     figure,
     "Two maps of the largest share of a class, nearly flat for the paper's softmax and close to one for the code's; and "
     "the largest possible share against the number of classes, falling for the paper's softmax.",
@@ -407,7 +398,7 @@ for k, scene in enumerate(test):
     plots.draw(axes[2 * k], plots.thumbnail(scene), f"test scene {scene.name}")
     plots.draw(axes[2 * k + 1], plots.colorize(scene.read_label(), classes), "its label")
 figure.legend(handles=plots.class_legend(classes), loc="outside lower center", ncols=9, frameon=False)
-show(figure, "The test scenes and their labels in the colours of the classes.")
+plots.show(figure, "The test scenes and their labels in the colours of the classes.")
 
 # %% [markdown]
 # The loss has three parts (Eq. 12; $\lambda_1 = \lambda_2 = 0.1$): of the map, of each round's heatmaps as coarse maps, and
@@ -533,7 +524,7 @@ for layer, (share, row) in enumerate(zip(shares, grid[1:], strict=True), start=1
         drawn = axes.imshow(values, cmap="cividis", vmin=0, vmax=1)
         axes.set_title(f"round {layer}: {klass}", fontsize=10)
 figure.colorbar(drawn, ax=grid[1:], label="share of the class", shrink=0.6)
-show(
+plots.show(
     figure,
     "The test scene with label, prediction and errors; below, for each round and class, a map of the class's share. High "
     "shares lie where the class is labelled, mostly.",
@@ -591,7 +582,7 @@ for i, j in np.ndindex(4, 4):
 axes[2].set(xticks=range(4), yticks=range(4), xlabel="column in the block, px", ylabel="row in the block, px")
 axes[2].set_title("errors, %, of each of the 16, whole scene", fontsize=10)
 figure.legend(handles=plots.class_legend(classes), loc="outside lower center", ncols=9, frameon=False)
-show(
+plots.show(
     figure,
     "A detail of label and prediction, where some pixels of each block of four by four differ from their neighbours; and "
     "a table of the share of errors for each of the sixteen pixels of a block.",
@@ -602,23 +593,12 @@ show(
 # there. It is one reason why upsamplers often end in a convolution (exercise 7).
 #
 # Choose for yourself: class, round, and whether you see the share (softmax over classes, what steers the modulation) or
-# $H$ (sigmoid of the score, what weighs the pooling). In a running notebook the picture follows; without a kernel it stays
-# as drawn.
+# $H$ (sigmoid of the score, what weighs the pooling).
+
 
 # %%
-control = {
-    "class": widgets.Dropdown(options=[(k, i) for i, k in enumerate(names)], value=min(3, len(names) - 1)),
-    "round": widgets.Dropdown(options=[(f"round {k + 1}", k) for k in range(len(shares))], value=len(shares) - 1),
-    "what": widgets.Dropdown(options=["share", "H"], value="share"),
-}
-for key, widget in control.items():
-    widget.description = key
-heatmap_picture = widgets.Image(format="png")
-
-
-def look(_=None):
-    """Draw one heatmap beside the scene and over it, as the controls say."""
-    klass, layer, what = (widget.value for widget in control.values())
+def heatmap_of(klass, layer, what):
+    """One heatmap over the scene, between the scene and the label."""
     values = shares[layer][klass] if what == "share" else refined.heatmaps[layer][0, klass].sigmoid().numpy()
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
     extent = (0, window.width, window.height, 0)
@@ -631,16 +611,20 @@ def look(_=None):
     plots.draw(
         axes[2], plots.colorize(np.where(truth == klass, truth, IGNORE_INDEX), classes), f"label: {names[klass]}"
     )
-    file = BytesIO()
-    figure.savefig(file, dpi=80)
-    plt.close(figure)
-    heatmap_picture.value = file.getvalue()
+    return figure
 
 
-for widget in control.values():
-    widget.observe(look, "value")
-look()
-display(widgets.VBox([*control.values(), heatmap_picture]))
+Explorer(
+    lambda **knobs: heatmap_of(knobs["class"], knobs["round"], knobs["what"]),
+    {
+        "class": {name: k for k, name in enumerate(names)},
+        "round": {str(k + 1): k for k in range(len(shares))},
+        "what": ["share", "H"],
+    },
+    {"class": min(3, len(names) - 1), "round": len(shares) - 1},
+    "Heatmap of the class {class} after round {round} over the scene, beside the scene and its label.",
+    dpi=70,
+)
 
 # %% [markdown]
 # ## 5. Where the classes look, and what they make of it
@@ -684,7 +668,9 @@ for layer, (its, axes) in enumerate(zip(rounds, grid[1:], strict=True), start=1)
     axes.set_title(f"round {layer}: {mask.sum()} of {mask.size} places a class", fontsize=10)
     axes.set_axis_off()
 figure.legend(handles=plots.class_legend(classes), loc="outside lower center", ncols=9, frameon=False)
-show(figure, "The label; and for each round the scene in grey with the places that each class selected, in its colour.")
+plots.show(
+    figure, "The label; and for each round the scene in grey with the places that each class selected, in its colour."
+)
 (100 * pd.DataFrame(purity).T).round(0).rename_axis("share of the region with that label, %")
 
 # %% [markdown]
@@ -770,7 +756,7 @@ handles = [
     for m, p, k in zip(MARKERS, paint, names, strict=False)
 ]
 figure.legend(handles=handles, loc="outside lower center", ncols=8, frameon=False)
-show(
+plots.show(
     figure,
     "Six scatter plots of class embeddings: before, after round 1 and after round 2, with and without the Fisher loss. "
     "Before, one point a class; after, a cloud a class, the clouds apart.",
@@ -800,7 +786,7 @@ for label, (_, notes) in trained.items():
 for axes in grid[-1]:
     axes.set_xlabel("training step")
 figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-show(
+plots.show(
     figure,
     "Curves over training: ratio of scatters, within and between, for both rounds; the ratio is lower with the Fisher "
     "loss.",
@@ -966,7 +952,7 @@ axes.set(xlim=(0, 36), ylim=(92, 98.2), xticks=range(0, 31, 5))
 axes.set(xlabel="padding, % of the scored pixels", ylabel="F1 of the padded class, %")
 axes.legend(loc="lower center", fontsize=9, bbox_to_anchor=(0.4, 0.0))
 axes.set_title("diamonds: F1 of impervious surface on Vaihingen, as Table 2 prints it; those above 92 %", fontsize=10)
-show(
+plots.show(
     figure,
     "F1 of the padded class against the share of padding, bands for true F1 of 93, 94 and 94.5 percent. At 23 percent "
     "padding they reach 96.6 to 97.6 percent. Beside them the published values.",
@@ -1084,7 +1070,7 @@ for key, its in recorded.items():
     axes.set(xlabel="mean IoU less the whole method's, % points", title=key)
     legend = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3, frameon=False)
-    show(figure, f"Differences of each part left out to the whole method on {key}, with intervals.")
+    plots.show(figure, f"Differences of each part left out to the whole method on {key}, with intervals.")
 
 # %% [markdown]
 # Left of the dashed line: the part was worth something. Hollow: the interval contains no difference at all. Grey: a true

@@ -16,11 +16,11 @@
 # %% [markdown]
 # # One scene over many workers
 #
-# **The question.** Cropping changes the answer, as the first notebook showed. A scene can also be *cut*: each worker holds
+# **The question.** Cropping changes the answer, as *What is a whole scene* showed. A scene can also be *cut*: each worker holds
 # one tile, and the workers exchange what their neighbours need. Can a stock network, unmodified, then answer exactly as if
 # the scene had never been cut? And what does it gain?
 #
-# **It assumes** the first notebook, and that you know what convolution, normalisation and attention compute. **It takes**
+# **It assumes** *What is a whole scene*, and that you know what convolution, normalisation and attention compute. **It takes**
 # about two minutes on a laptop with two cores, and 2 GiB of memory. No data is needed.
 
 # %% tags=["parameters"] nbmake={"mock": {"size": 64, "scale_size": 64}}
@@ -34,22 +34,23 @@ import sys
 from pathlib import Path
 from tempfile import mkdtemp
 
-import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
-from IPython.display import Image, display
+from IPython.display import Image
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
+from rsseglab import plots
 from rsseglab.scenes.manifest import load_manifest
 from rsseglab.spatial import Layout, SpatialError, cut, join, replicate
 from rsseglab.spatial.exchange import Traffic
 from rsseglab.spatial.layout import bounds
 from rsseglab.spatial.rules.convolution import conv_needs
+from rsseglab.widgets import Explorer
 
 BLUE, SKY, ORANGE, GREY = "#0072B2", "#56B4E9", "#D55E00", "0.9"
 folder = Path(mkdtemp())  # for what this notebook writes
@@ -77,7 +78,7 @@ for axis, layout, title in ((axes[0], bands, "Layout(3): bands of rows"), (axes[
         axis.text(col + width / 2, row + height / 2, f"worker {tile}\n{height} x {width} px", ha="center", va="center")
     axis.imshow(picture, cmap="Pastel1", vmin=0, vmax=8)
     axis.set(title=title, xlabel="column, px", ylabel="row, px")
-plt.show()
+plots.show(figure, "A scene cut in bands of rows, and in a grid: which worker owns which pixel.")
 
 # %% [markdown]
 # ## 2. Convolution: the halo
@@ -134,40 +135,36 @@ for border in bounds(rows, layout.rows)[1:-1]:
     axis.axvline(border - 0.5, color="0.6", linewidth=0.8, linestyle="--")
 axis.set(title="error against the whole scene, 5 x 5 kernel", xlabel="row, px", ylabel="largest absolute error")
 right.legend(loc="outside lower center", ncols=2, fontsize="small")
-plt.show()
+plots.show(
+    figure,
+    "Rows that each worker owns and reads for a 5 x 5 kernel; errors of tiles alone lie at the borders, with "
+    "halos there is none.",
+)
 print("largest error with halos:", float((engine - whole).abs().max()))
 
 # %% [markdown]
-# **Look for yourself.** The sliders redraw the same picture for a scene of 32 rows. (Without a running kernel you see it for
-# their first positions.) Find out:
+# **Look for yourself.** The same picture for a scene of 32 rows. Find out:
 #
 # - With a 3 x 3 kernel, stride 2 and dilation 1, why does a worker fetch a row from above, and none from below?
 # - With a 5 x 5 kernel, from which dilation on does a worker need rows of a worker that is not its neighbour?
 # - When does a worker fetch nothing? When does it own rows that it does not read?
 
+
 # %%
-sliders = {
-    "kernel": widgets.IntSlider(3, 1, 9, 2, description="kernel, px"),
-    "stride": widgets.IntSlider(1, 1, 4, description="stride, px"),
-    "dilation": widgets.IntSlider(2, 1, 8, description="dilation, px"),
-    "bands": widgets.IntSlider(4, 1, 8, description="bands"),
-}
-halo = plt.figure(figsize=(9, 5), layout="constrained")
-draw_halo(halo, 32, **{name: slider.value for name, slider in sliders.items()})
-display(widgets.VBox(list(sliders.values())))
-shown = display(halo, display_id=True)
-plt.close(halo)
+def halo_of(kernel, stride, dilation, bands):
+    """The picture of one setting."""
+    figure = plt.figure(figsize=(9, 5), layout="constrained")
+    draw_halo(figure, 32, kernel, stride, dilation, bands)
+    return figure
 
 
-def redraw(change):
-    """Draw anew, in place of what is shown."""
-    halo.clear()
-    draw_halo(halo, 32, **{name: slider.value for name, slider in sliders.items()})
-    shown.update(halo)
-
-
-for slider in sliders.values():
-    slider.observe(redraw, "value")
+Explorer(
+    halo_of,
+    {"kernel": [1, 3, 5, 7], "stride": [1, 2, 4], "dilation": [1, 2, 4, 8], "bands": [2, 4, 8]},
+    {"kernel": 3, "dilation": 2, "bands": 4},
+    "Rows that each of {bands} workers owns, and rows that it reads: kernel {kernel} px, stride {stride}, dilation {dilation}.",
+    dpi=70,
+)
 
 # %% [markdown]
 # ## 3. Normalisation: sums over the scene
@@ -192,7 +189,7 @@ axis.set(
 )
 axis.margins(0.15, 0.2)
 figure.legend(loc="outside lower center", ncols=2)
-plt.show()
+plots.show(figure, "Each tile's own mean of the green band, apart from the scene's mean.")
 
 raw = torch.randn(1, 1, 512, 512, generator=torch.Generator().manual_seed(0)) * 7 + 10_000
 exact = raw.double().var().item()
@@ -228,7 +225,10 @@ for axis, (title, picture) in zip(axes, pictures.items(), strict=True):
 axes[1].set_xlabel("reduced key, index")
 handles = [Patch(facecolor=colour, edgecolor="0.5", label=name) for name, colour in colours.items()]
 figure.legend(handles=handles, loc="outside lower center", ncols=3)
-plt.show()
+plots.show(
+    figure,
+    "Which keys a query attends to: full attention, reduced keys, windows; coloured by the worker that holds them.",
+)
 
 # %% [markdown]
 # ## 5. A stock network, unmodified: cropping against cutting
@@ -258,7 +258,7 @@ for axis, result, name in ((axes[0], cropped, "cropped"), (axes[1], tiled, "cut"
     axis.set_title(f"{name}: largest error {float(error.max()):.0e}, {flipped:.2%} of pixels change class", fontsize=10)
     axis.set(xlabel="column, px", ylabel="row, px")
 figure.colorbar(shown, ax=axes, label="relative error of the logits, power of ten")
-plt.show()
+plots.show(figure, "Relative error of the logits as maps: tiles alone with bright borders, the engine at rounding.")
 
 # %% [markdown]
 # What is left on the right is rounding of 64-bit numbers: sums are added in another order. On the left every pixel is touched,
@@ -341,7 +341,11 @@ measured[list(columns)[-2:]] /= 2**20
 measured.set_index(["kind", "ranks"])[list(columns)].rename(columns=columns).round(2)
 
 # %%
-Image(filename=folder / "scale.png", width=820)
+Image(
+    folder / "scale.png",
+    width=820,
+    alt="Speed-up, efficiency and peak memory over the number of workers, on this machine.",
+)
 
 # %% [markdown]
 # Is the efficiency below 1, or even the speed-up? The dotted line says what messages and bytes alone would cost. What is above
