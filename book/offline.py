@@ -1,0 +1,86 @@
+"""Fetch what a page of the book loads, so that it asks no other host when it is opened: MathJax, require.js, widgets.
+
+    python book/offline.py     # into book/_offline/vendor, which git leaves out; nothing is fetched twice
+
+Three packages of the npm registry, each held to its sum; anywidget's own script lies in the environment already.
+"""
+
+import hashlib
+import io
+import shutil
+import sys
+import tarfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+REGISTRY = "https://registry.npmjs.org"
+VENDOR = Path(__file__).parent / "_offline" / "vendor"
+
+#: Package of npm, its sha256, and which of its files go where; a folder where the name ends with a slash.
+PACKAGES = (
+    (
+        "mathjax/-/mathjax-3.2.2.tgz",
+        "1b9c0a1c44df864e915690558e72adb9cc5203360daefd385084ced3b6c64c09",
+        {"es5/tex-mml-chtml.js": "mathjax/", "es5/output/chtml/fonts/woff-v2/": "mathjax/output/chtml/fonts/woff-v2/"},
+    ),
+    (
+        "@jupyter-widgets/html-manager/-/html-manager-1.0.15.tgz",
+        "2b9d65cb7913e1c7d671757a10008b32c9c2448d4429513371e55c07d6107638",
+        {"dist/embed-amd.js": ""},
+    ),
+    (
+        "requirejs/-/requirejs-2.3.8.tgz",
+        "777158e89275e16bd51aec3ef714fbcb5dc45789e7078659933bc814916d7dec",
+        {"require.js": ""},
+    ),
+)
+ANYWIDGET = Path(sys.prefix) / "share" / "jupyter" / "nbextensions" / "anywidget" / "index.js"
+PATHS = """\
+requirejs.config({ paths: { anywidget: document.documentElement.dataset.content_root + "_static/vendor/anywidget" } });
+"""
+
+
+def main() -> int:
+    """Fill the folder; returns the exit code."""
+    stamp = VENDOR / "complete"
+    wanted = "\n".join(sha256 for _, sha256, _ in PACKAGES)
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return 0
+    if not ANYWIDGET.is_file():
+        print("anywidget is not installed; run 'make book', which installs it.", file=sys.stderr)
+        return 1
+    shutil.rmtree(VENDOR, ignore_errors=True)
+    for path, sha256, files in PACKAGES:
+        try:
+            data = urllib.request.urlopen(f"{REGISTRY}/{path}", timeout=60).read()
+        except (urllib.error.URLError, TimeoutError) as error:
+            print(f"{path} could not be fetched ({error}); the book needs the npm registry once.", file=sys.stderr)
+            return 1
+        if hashlib.sha256(data).hexdigest() != sha256:
+            print(f"{path} is not the file that it should be; try again, or from another network.", file=sys.stderr)
+            return 1
+        unpack(data, files)
+        print(f"fetched {path}")
+    shutil.copyfile(ANYWIDGET, VENDOR / "anywidget.js")
+    (VENDOR / "widget-paths.js").write_text(PATHS)
+    stamp.write_text(wanted)
+    return 0
+
+
+def unpack(data: bytes, files: dict[str, str]) -> None:
+    """Write some files of a package."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as package:
+        for member in package.getmembers():
+            name = member.name.partition("/")[2]  # below "package/"
+            for source, target in files.items():
+                if member.isfile() and (name == source or (source.endswith("/") and name.startswith(source))):
+                    place = VENDOR / target / Path(name).name
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    content = package.extractfile(member)
+                    assert content is not None
+                    place.write_bytes(content.read())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
