@@ -5,6 +5,7 @@ train on that data set and label this scene. They get the image; the label stays
 seed can make the label, so choose a large one and keep it.
 """
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from rsseglab.scenes.scene import Scene
 from rsseglab.scenes.synthetic import CLASSES, IGNORE_VALUES, write_synthetic_scene
 
 SIZE_PX = 1536
+LEAST_SHARE = 0.005  # of the scene, for each class
 STUDENT, TEACHER = "student", "teacher"
 
 
@@ -33,7 +35,8 @@ def write_capstone(out: Path, seed: int, size_px: int = SIZE_PX) -> tuple[Path, 
         The paths of image and label.
 
     Raises:
-        UserError: there are scenes in the folder already, the size is too small, or the folder cannot be written to.
+        UserError: there are scenes in the folder already, the size is too small, a class is hardly there, or the folder
+            cannot be written to.
     """
     if seed < 0:
         raise UserError(f"the seed is {seed}; give a number of 0 or more, a large one that nobody guesses.")
@@ -42,15 +45,29 @@ def write_capstone(out: Path, seed: int, size_px: int = SIZE_PX) -> tuple[Path, 
     image, label = out / STUDENT / "capstone_image.tif", out / TEACHER / "capstone_label.tif"
     if there := [path for path in (image, label) if path.exists()]:
         raise UserError(f"{there[0]} is there already, and students may be at work on it; give another --out.")
-    aside = out / TEACHER
     try:
-        image.parent.mkdir(parents=True, exist_ok=True)
-        aside.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        aside = tempfile.TemporaryDirectory(dir=out, prefix=".writing-")
     except OSError as error:
         raise UserError(f"{out} cannot be written to ({error.strerror}); give another --out.") from error
-    written, _ = write_synthetic_scene(aside, "capstone", size_px, size_px, seed)
-    written.replace(image)
+    with aside as folder:
+        written = write_synthetic_scene(folder, "capstone", size_px, size_px, seed)
+        _check_classes(written[1], seed)
+        for path, to in zip(written, (image, label), strict=True):
+            to.parent.mkdir(exist_ok=True)
+            path.replace(to)
     return image, label
+
+
+def _check_classes(label: Path, seed: int) -> None:
+    """Whether a scene has enough of each class: some are nearly all water."""
+    scene = _labelled(label)
+    shares = count_labels([scene]) / (scene.height * scene.width)
+    if rare := [c.name for c, share in zip(CLASSES, shares, strict=True) if share < LEAST_SHARE]:
+        raise UserError(
+            f"with seed {seed} less than {LEAST_SHARE:.1%} of the scene is {' or '.join(rare)}; take another seed, or "
+            "a larger --size."
+        )
 
 
 def check_map(path: Path, label: Path) -> bool:
@@ -66,8 +83,6 @@ def check_map(path: Path, label: Path) -> bool:
     Raises:
         UserError: a file is missing or damaged; the label is none of the capstone's.
     """
-    from rsseglab.experiments.run import table as scores
-
     scene = _labelled(label)
     count_labels([scene])  # a label that is none of the capstone's is the teacher's mistake, not the student's
     RasterSource(path)  # nor is a name that was mistyped
@@ -86,7 +101,7 @@ def check_map(path: Path, label: Path) -> bool:
         Outcome("better than one class everywhere", 2, None if reached > constant else
                 f"its mean IoU is {reached:.3f}, that of the most frequent class everywhere {constant:.3f}"),
     ]  # fmt: skip
-    print(f"{path}\n{scores({'map': evaluation.metrics()}).to_string(header=False)}\n\n{table(outcomes)}")
+    print(f"{path}\n{_scores(evaluation)}\n\n{table(outcomes)}")
     return not any(outcome.wrong for outcome in outcomes)
 
 
@@ -101,3 +116,14 @@ def _of_one_class(evaluation: Evaluation) -> float:
     """Mean IoU of a map that is the label's most frequent class everywhere."""
     confusion = evaluation.confusion
     return confusion.majority_class(confusion.label_counts).mean_iou()
+
+
+def _scores(evaluation: Evaluation) -> str:
+    scores = evaluation.metrics()
+    lines = [(f"IoU {name}", value) for name, value in scores["iou"].items()]
+    lines += [(f"mean IoU of {len(lines)} classes", scores["mean_iou"]), ("mean F1", scores["mean_f1"])]
+    lines += [("overall accuracy", scores["overall_accuracy"])]
+    lines += [(f"boundary F1 ({scores['boundary_tolerance_px']} px)", scores["mean_boundary_f1"])]
+    if "seam_error" in scores:
+        lines.append(("seam error", scores["seam_error"]))
+    return "\n".join(f"{name:24}{value:7.3f}" for name, value in lines)

@@ -22,10 +22,12 @@ def run(args: argparse.Namespace) -> bool:
     """Do what the command line says; False where a check failed.
 
     Raises:
-        UserError: an unknown name, an option of another action, a file that is none, or a folder that cannot be written.
+        UserError: an unknown name, an option of another action, no such file, or a folder that cannot be written.
     """
     for option, owners in ONLY.items():
-        if getattr(args, option) not in (None, False, []) and args.action not in owners.split(" or "):
+        value = getattr(args, option)
+        idle = not value if option == "files" else value is None or value is False
+        if not idle and args.action not in owners.split(" or "):
             shown = "a file" if option == "files" else f"--{option}"
             raise UserError(f"{shown} is of 'rsseglab assignments {owners}'; leave it out.")
     for name in args.only or ():
@@ -65,7 +67,8 @@ def _capstone(args: argparse.Namespace) -> None:
 
     if args.seed is None:
         raise UserError("give the scene's --seed: any large number, which students must not know.")
-    image, label = write_capstone(args.out or Path("outputs/capstone"), args.seed, args.size or SIZE_PX)
+    size_px = SIZE_PX if args.size is None else args.size
+    image, label = write_capstone(args.out or Path("outputs/capstone"), args.seed, size_px)
     print(f"for students: {image}\nfor the teacher alone: {label}")
 
 
@@ -78,7 +81,8 @@ def _check(args: argparse.Namespace) -> bool:
     if rasters:
         from rsseglab.assignments.capstone import check_map
 
-        return all([check_map(path, args.label) for path in rasters])
+        passed = [check_map(path, args.label) for path in rasters]  # all are shown, also after one that failed
+        return all(passed)
     if not args.files:
         return _prove(args.only or NAMES)
     if args.only and len(args.only) > 1:

@@ -127,8 +127,9 @@ def cells_of(path: Path) -> list[tuple[str, str]]:
 
 
 def _notebook(path: Path) -> dict[str, Any]:
+    text = _text(path)
     try:
-        content = json.loads(_text(path))
+        content = json.loads(text)
     except ValueError:
         content = None
     if not isinstance(content, dict) or not isinstance(content.get("cells"), list):

@@ -123,7 +123,7 @@ ASSIGNMENT = Assignment(
     reference=_reference,
     checks=(
         Check("the difference of the pooled scores", 3, _plain, _difference_only),
-        Check("the interval", 4, _plain),
+        Check("the interval", 3, _plain),
         Check("blocks without a label", 2, _with_empty_blocks),
         Check("a class that a draw misses", 2, _with_a_rare_class),
     ),

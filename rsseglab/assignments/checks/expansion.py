@@ -97,7 +97,7 @@ ASSIGNMENT = Assignment(
     component="rsseglab.penet.expansion.similar_labels",
     reference=_reference,
     checks=(
-        Check("pixels take the label that they point along", 3, _plain),
+        Check("pixels take the label that they point along", 2, _plain),
         Check("bright and dark pixels", 2, _unlike),
         Check("clicks stay as they are", 2, _misplaced),
         Check("pixels between two classes", 2, _doubtful),

@@ -56,8 +56,8 @@ def _gradients(function: Function, features: Tensor, embeddings: Tensor, score: 
 
 def _refined(
     features: Tensor, embeddings: Tensor, score: Tensor, value: Linear, gate: Linear, share: float, *,
-    stopped: bool = True, region: str = "class", normalised: bool = True, weighed: bool = True, heatmap: str = "sigmoid",
-    swapped: bool = False, first: bool = True,
+    stopped: bool = True, region: str = "class", normalised: bool = True, weighed: bool = True,
+    heatmap: str = "sigmoid", swapped: bool = False, first: bool = True,
 ) -> Tensor:  # fmt: skip
     """The step with one thing or another wrong."""
     weights = score.sigmoid() if heatmap == "sigmoid" else score.softmax(1)
@@ -111,7 +111,7 @@ ASSIGNMENT = Assignment(
         Check("all pixels are the region", 3, _of_all_pixels),
         Check("the region is a share of the pixels", 3, _of_a_region),
         Check("a batch", 2, _of_a_batch),
-        Check("where gradients pass, and where not", 3, _of_a_region, _gradients),
+        Check("where gradients pass, and where not", 2, _of_a_region, _gradients),
     ),
     mistakes=(
         Mistake(

@@ -40,7 +40,7 @@
 #
 # Gathering all keys and values everywhere is right too, and sends more: that costs points here.
 #
-# **Points**: 11. **In the library**: `rsseglab.rest.SPIM`.
+# **Points**: 10. **In the library**: `rsseglab.rest.SPIM`.
 
 # %%
 import torch
@@ -115,7 +115,7 @@ check("all_to_all", attend, "tiles of unequal size")
 check("all_to_all", attend, "tiles of unequal size", hidden=True)
 ### END HIDDEN TESTS
 
-# %% nbgrader={"grade": true, "grade_id": "all_to_all-no-more-is-sent-than-has-to-be", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "all_to_all-no-more-is-sent-than-has-to-be", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 check("all_to_all", attend, "no more is sent than has to be")
 ### BEGIN HIDDEN TESTS
 check("all_to_all", attend, "no more is sent than has to be", hidden=True)

@@ -43,7 +43,7 @@
 #   +---+---+---+---+      +---+---+---+---+
 # ```
 #
-# **Points**: 11. **In the library**: `rsseglab.evaluation.mean_iou_difference`, which draws training seeds as well.
+# **Points**: 10. **In the library**: `rsseglab.evaluation.mean_iou_difference`, which draws training seeds as well.
 
 # %%
 import numpy as np
@@ -104,7 +104,7 @@ check("bootstrap", block_bootstrap, "the difference of the pooled scores")
 check("bootstrap", block_bootstrap, "the difference of the pooled scores", hidden=True)
 ### END HIDDEN TESTS
 
-# %% nbgrader={"grade": true, "grade_id": "bootstrap-the-interval", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "bootstrap-the-interval", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
 check("bootstrap", block_bootstrap, "the interval")
 ### BEGIN HIDDEN TESTS
 check("bootstrap", block_bootstrap, "the interval", hidden=True)

@@ -39,7 +39,7 @@
 #           ` a pixel unlike both: none (threshold)
 # ```
 #
-# **Points**: 11. **In the library**: `rsseglab.penet.expansion.similar_labels`, with prototypes of ``mean_directions``.
+# **Points**: 10. **In the library**: `rsseglab.penet.expansion.similar_labels`, with prototypes of ``mean_directions``.
 
 # %%
 import torch
@@ -85,7 +85,7 @@ def expand(features, anchors, classes, threshold, margin):
 # %%
 from rsseglab.assignments import check
 
-# %% nbgrader={"grade": true, "grade_id": "expansion-pixels-take-the-label-that-they-point-along", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "expansion-pixels-take-the-label-that-they-point-along", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 check("expansion", expand, "pixels take the label that they point along")
 ### BEGIN HIDDEN TESTS
 check("expansion", expand, "pixels take the label that they point along", hidden=True)

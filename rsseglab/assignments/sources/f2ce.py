@@ -39,7 +39,7 @@
 #    0.2 -1.1  0.1         0  0  0                 0    0   0
 # ```
 #
-# **Points**: 11. **In the library**: `rsseglab.bicor_seg.FeatureToEmbedding` with ``preset="paper"``.
+# **Points**: 10. **In the library**: `rsseglab.bicor_seg.FeatureToEmbedding` with ``preset="paper"``.
 
 # %%
 import torch
@@ -107,7 +107,7 @@ check("f2ce", refine, "a batch")
 check("f2ce", refine, "a batch", hidden=True)
 ### END HIDDEN TESTS
 
-# %% nbgrader={"grade": true, "grade_id": "f2ce-where-gradients-pass-and-where-not", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "f2ce-where-gradients-pass-and-where-not", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 check("f2ce", refine, "where gradients pass, and where not")
 ### BEGIN HIDDEN TESTS
 check("f2ce", refine, "where gradients pass, and where not", hidden=True)
