@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from functools import partial
-from importlib import import_module
 
 import numpy as np
 import pytest
@@ -16,9 +15,8 @@ import rasterio
 import rasterio.shutil
 from made import make_scene, write_raster
 
-from rsseglab.cli import PRESETS, main
+from rsseglab.cli import main
 from rsseglab.experiments.ablate import page as ablation_page
-from rsseglab.experiments.presets import MODULES
 from rsseglab.training.checkpoint import load_checkpoint
 from rsseglab.training.records import RunRecord
 
@@ -533,10 +531,6 @@ def test_points_are_sampled_grown_shown_and_trained_on(data, tmp_path, capsys):
     assert record["configuration"]["grown"] and record["configuration"]["points"]["a"] > 4
     maps = ["--checkpoint", str(tmp_path / "run" / "best.ckpt"), "--output", str(tmp_path / "maps")]
     assert main(["predict", "d", *options(data), *maps]) == 0
-
-
-def test_all_published_presets_are_offered():
-    assert set(PRESETS) == {name for module in MODULES.values() for name in import_module(module).PUBLISHED}
 
 
 @pytest.mark.parametrize("preset", ["penet-vaihingen", "penet-vaihingen-crgnet", "penet-potsdam"])

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -13,13 +13,18 @@ import pandas as pd
 from rsseglab.errors import UserError
 from rsseglab.evaluation import PROTOCOLS, Evaluation, evaluate_scene, pool
 from rsseglab.evaluation.protocols import PAD_TO_PX, score
-from rsseglab.experiments.methods import digest, fit_method
+from rsseglab.experiments.compare import Tiled
+from rsseglab.experiments.methods import cropping_of, digest, fit_method, predict_by_crops
 from rsseglab.experiments.points import as_points, point_counts
-from rsseglab.scenes.manifest import load_protocol
+from rsseglab.experiments.presets import TrainPreset
+from rsseglab.scenes.manifest import Manifest, load_protocol
 from rsseglab.scenes.raster import read_legend, read_tags
 from rsseglab.scenes.scene import Scene
 from rsseglab.scenes.views import single_class
+from rsseglab.spatial import Layout
+from rsseglab.training.checkpoint import load_checkpoint
 from rsseglab.training.fit import TrainConfig, TrainResult
+from rsseglab.training.ranks import Grid
 from rsseglab.training.records import RunRecord
 
 
@@ -33,8 +38,12 @@ def train_and_record(
     segmenter: Path | None = None,
     points: Path | None = None,
     grown: Path | None = None,
+    preset: TrainPreset | None = None,
 ) -> TrainResult:
     """Train on a data set's split ``train``, select on ``val``, and write ``record.json`` beside the checkpoints.
+
+    By a preset the run says first what it will take, and in the end labels and scores the split ``test``, where it has
+    labels, so that its record can stand beside the published number.
 
     Args:
         data: name of a data set, "NAME:PROTOCOL" for another protocol of it, or path of a manifest.
@@ -46,6 +55,7 @@ def train_and_record(
         segmenter: checkpoint whose masks a refinement learns to mend.
         points: folder of the training scenes' clicks, which then are their labels.
         grown: folder of the labels that these clicks have grown to.
+        preset: whose settings these are, but for those that were given.
 
     Raises:
         UserError: data, settings or disk are wrong.
@@ -54,12 +64,19 @@ def train_and_record(
     start = perf_counter()
     train, val = (as_one_class(manifest.scenes(prefix + split, root), one_class) for split in ("train", "val"))
     clicked, labels = as_points(train, points, grown) if points else (train, {})
+    test = as_one_class(_labelled(manifest, prefix + "test", root), one_class) if preset else []
+    if preset and os.environ.get("RANK", "0") == "0":
+        from rsseglab.experiments.budget import budget, describe
+
+        print(describe(preset.name, budget(config, train, val, test), out), flush=True)
     result = fit_method(clicked, val, config, out, resume, segmenter=segmenter, grown=labels)
     if os.environ.get("RANK", "0") != "0":  # one of torchrun's ranks: the first one writes
         return result
+    scores, scenes = _score_test(test, config, result.checkpoint, out / "test", preset) if preset and test else ({}, {})
     RunRecord(
         command=["rsseglab", *sys.argv[1:]],
         configuration={
+            **({"preset": preset.name} if preset else {}),
             "data": manifest.name + (f":{prefix.rstrip('/')}" if prefix else ""),
             "manifest_sha256": manifest.sha256,
             "single_class": list(one_class),
@@ -67,11 +84,46 @@ def train_and_record(
             **({"points": point_counts(clicked), "grown": grown is not None} if points else {}),
             **asdict(config),
         },
-        metrics={"pooled": {"val_mean_iou": result.val_mean_iou, "parameters": result.parameters}, "scenes": {}},
+        metrics={
+            "pooled": {
+                "val_mean_iou": result.val_mean_iou,
+                "parameters": result.parameters,
+                **({"training_seconds": result.seconds, "test": scores} if preset else {}),
+            },
+            "scenes": scenes,
+        },
         seeds=[config.seed],
         minutes=(perf_counter() - start) / 60,
     ).write(out / "record.json")
     return result
+
+
+def _labelled(manifest: Manifest, split: str, root: Path | None) -> list[Scene]:
+    """Scenes of a split; none where there is no such split, or its labels are hidden."""
+    hidden = split in manifest.unlabelled or any(manifest.is_unlabelled(one) for one in manifest.splits.get(split, ()))
+    return [] if hidden or split not in manifest.splits else manifest.scenes(split, root)
+
+
+def _score_test(
+    scenes: Sequence[Scene], config: TrainConfig, checkpoint: Path, folder: Path, preset: TrainPreset
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Label scenes as a preset says, in windows of the validation's side; scores of all together and of each."""
+    trained = load_checkpoint(checkpoint)
+    if (grid := Grid.parse(config.spatial)).parts > 1:  # labelled as it was trained
+        trained = replace(trained, network=Tiled(trained.network, Layout(grid.rows, grid.cols)))
+    its = dict(preset.test)
+    protocol, no_boundary_px = its.pop("protocol", None), its.pop("no_boundary_px", 0)
+    cropping = cropping_of(trained, config.val_window_px, **its)
+    scored = []
+    for scene in scenes:
+        path = folder / f"{scene.name}.tif"
+        predict_by_crops(trained, scene, path, cropping)
+        scored.append(
+            evaluate_scene(path, scene, no_boundary_px=no_boundary_px, pad_to_px=PAD_TO_PX.get(protocol or ""))
+        )
+    pooled = _metrics(pool(scored), None, protocol)
+    print(table({"test scenes": pooled}).to_string())
+    return pooled, {evaluation.scene: _metrics(evaluation, None, protocol) for evaluation in scored}
 
 
 def as_one_class(scenes: Sequence[Scene], names: Sequence[str]) -> list[Scene]:
