@@ -130,4 +130,4 @@ check("bootstrap", block_bootstrap, "a class that a draw misses", hidden=True)
 # - Halve the side of the blocks, again and again. When does the interval shrink, and should you believe it?
 # - The standard deviation of the draws times 2.80 is the smallest difference that a test of level 5 % finds with a power
 #   of 80 %. Which differences in a published table that you know are smaller?
-# - *Read next*: the notebook "Cropping, fusion, whole scene", and `rsseglab/evaluation/bootstrap.py`.
+# - *Read next*: the notebook "What counts as evidence?", and `rsseglab/evaluation/bootstrap.py`.

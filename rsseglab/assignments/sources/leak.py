@@ -155,4 +155,4 @@ plt.show()
 #   shift makes them equal? (`skimage.registration.phase_cross_correlation`, or a set of hashes of 16 x 16 px blocks.)
 # - Two scenes that touch share no pixel, and still leak: neighbouring fields are alike. How far apart should training and
 #   test be? Look at how the error rate of the nearest training pixel's label grows with distance.
-# - *Read next*: the rubric on evidence, and the block bootstrap of the next assignment.
+# - *Read next*: the notebook "What counts as evidence?", and the assignment on the block bootstrap.

@@ -32,7 +32,7 @@
 # pixel    0  1  2  3  4  5  6  7  8  9 10
 # window 0 [--------]
 # window 1          [--------]
-# window 2                   [-------- ...      would start at 6 and end with 9: pixel 10 is left
+# window 2                   [--------]         ends with pixel 9: pixel 10 is left
 # window 3                      [--------]      moved back from 9 to 7: it ends with the scene
 # ```
 #
