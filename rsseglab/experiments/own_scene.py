@@ -47,7 +47,8 @@ from rsseglab.training.networks import build_network
 from rsseglab.training.records import RunRecord
 
 ENCODER = "tf_efficientnet_lite0"
-OVERLAP = 0.5  # of the windows that the scene is labelled in
+WINDOW = 2  # crops that a window is wide which the scene is validated and labelled in
+OVERLAP = 0.5  # of the windows that it is labelled in
 MAX_PX = 1200  # a side of a panel of the picture
 SAME_SCENE = (
     "These blocks are of the same scene and have chosen the checkpoint: expect less on another scene, and nothing is "
@@ -146,7 +147,7 @@ def own_scene(
         steps=steps,
         lr=lr,
         val_every=max(1, steps // 5),
-        val_window_px=2 * prepared.crop_px,
+        val_window_px=WINDOW * prepared.crop_px,
         seed=seed,
     )
     print(_plan(prepared, config))
@@ -207,7 +208,7 @@ def _map_scene(checkpoint: Path, scene: Scene, folder: Path, sieve_px: int) -> g
     """Label a scene, write the map for a GIS, and give its polygons."""
     trained, raw = load_checkpoint(checkpoint), folder / f".{scene.name}.{os.getpid()}.tif"
     try:
-        predict_by_crops(trained, scene, raw, cropping_of(trained, overlap=OVERLAP))
+        predict_by_crops(trained, scene, raw, cropping_of(trained, WINDOW * int(trained.crop_px or 0), overlap=OVERLAP))
         return write_for_gis(raw, folder, sieve_px, progress=True)
     finally:
         raw.unlink(missing_ok=True)
@@ -237,7 +238,7 @@ def _plan(prepared: Prepared, config: TrainConfig) -> str:
     minutes = estimate_minutes(prepared, config)
     return "\n".join(
         [
-            f"{sizes}: {sum(prepared.drawn.values())} {kind} of {len(prepared.drawn)} classes",
+            f"{sizes}: {sum(prepared.drawn.values())} {kind}, {len(prepared.scenes[0].classes)} classes",
             f"training on {len(split.train)} parts ({split.train_px.sum():,} labelled px), validating on "
             f"{len(split.val)} blocks ({split.val_px.sum():,} px), {split.gap_px} px or more apart",
             f"{config.decoder} on {config.encoder}, {'pretrained' if config.weights else 'random'} weights, "
