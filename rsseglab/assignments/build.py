@@ -111,6 +111,7 @@ CONFIG = '''"""nbgrader's course: run its commands in this folder."""
 
 c = get_config()  # noqa: F821
 c.CourseDirectory.course_id = "whole-scenes"
+c.ExecutePreprocessor.timeout = 300  # seconds a cell: the first check imports torch, which takes long on a busy machine
 c.ClearSolutions.code_stub = {"python": 'raise NotImplementedError("write your answer here")'}
 '''
 
