@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 # Two pytest workers on two cores: one thread each.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
-.PHONY: quickstart test test-slow notebooks lab lint format picture clean
+.PHONY: quickstart test test-slow notebooks book book-check lab lint format picture clean
 
 quickstart: $(INSTALLED)  ## train a small network and label whole scenes: minutes on a laptop
 	$(BIN)/rsseglab quickstart --data $(DATA)
@@ -21,6 +21,13 @@ test-slow: $(INSTALLED)  ## the long and deep tests
 
 notebooks: $(INSTALLED)  ## run each notebook with its small test parameters
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts= -q -n auto --maxprocesses 4 --nbmake --nbmake-timeout=300 notebooks
+
+book: .venv/.book  ## the book, all notebooks executed: book/_build/html/index.html; twenty minutes, later seconds
+	$(BIN)/python book/offline.py
+	OMP_NUM_THREADS=2 $(BIN)/jupyter-book build book -W --keep-going
+
+book-check: book  ## open every page in Chromium: outside requests, errors, links, accessibility
+	$(BIN)/python -m pytest -o addopts= -q --import-mode=importlib tests/book/test_site.py
 
 lab: $(INSTALLED)  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir notebooks
@@ -43,6 +50,10 @@ picture: quickstart  ## the README's picture and the run record behind it
 
 clean:
 	rm -rf .venv outputs runs build dist
+
+.venv/.book: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable '.[book]'
+	touch .venv/.book
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rsseglab needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...")'

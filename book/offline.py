@@ -41,41 +41,42 @@ requirejs.config({ paths: { anywidget: document.documentElement.dataset.content_
 """
 
 
-def main() -> int:
-    """Fill the folder; returns the exit code."""
+def main() -> None:
+    """Fill the folder."""
     stamp = VENDOR / "complete"
     wanted = "\n".join(sha256 for _, sha256, _ in PACKAGES)
     if stamp.is_file() and stamp.read_text() == wanted:
-        return 0
+        return
     if not ANYWIDGET.is_file():
-        print("anywidget is not installed; run 'make book', which installs it.", file=sys.stderr)
-        return 1
+        sys.exit("anywidget is not installed; run 'make book', which installs it.")
     shutil.rmtree(VENDOR, ignore_errors=True)
     for path, sha256, files in PACKAGES:
-        try:
-            data = urllib.request.urlopen(f"{REGISTRY}/{path}", timeout=60).read()
-        except (urllib.error.URLError, TimeoutError) as error:
-            print(f"{path} could not be fetched ({error}); the book needs the npm registry once.", file=sys.stderr)
-            return 1
-        if hashlib.sha256(data).hexdigest() != sha256:
-            print(f"{path} is not the file that it should be; try again, or from another network.", file=sys.stderr)
-            return 1
-        unpack(data, files)
+        unpack(fetch(path, sha256), files, VENDOR)
         print(f"fetched {path}")
     shutil.copyfile(ANYWIDGET, VENDOR / "anywidget.js")
     (VENDOR / "widget-paths.js").write_text(PATHS)
     stamp.write_text(wanted)
-    return 0
 
 
-def unpack(data: bytes, files: dict[str, str]) -> None:
-    """Write some files of a package."""
+def fetch(path: str, sha256: str) -> bytes:
+    """A package of the registry; the program ends with a line that tells why if it can't be had."""
+    try:
+        data: bytes = urllib.request.urlopen(f"{REGISTRY}/{path}", timeout=60).read()
+    except (urllib.error.URLError, TimeoutError) as error:
+        sys.exit(f"{path} could not be fetched ({error}); the book needs the npm registry once.")
+    if hashlib.sha256(data).hexdigest() != sha256:
+        sys.exit(f"{path} is not the file that it should be; try again, or from another network.")
+    return data
+
+
+def unpack(data: bytes, files: dict[str, str], folder: Path) -> None:
+    """Write some files of a package below a folder."""
     with tarfile.open(fileobj=io.BytesIO(data)) as package:
         for member in package.getmembers():
             name = member.name.partition("/")[2]  # below "package/"
             for source, target in files.items():
                 if member.isfile() and (name == source or (source.endswith("/") and name.startswith(source))):
-                    place = VENDOR / target / Path(name).name
+                    place = folder / target / Path(name).name
                     place.parent.mkdir(parents=True, exist_ok=True)
                     content = package.extractfile(member)
                     assert content is not None
@@ -83,4 +84,4 @@ def unpack(data: bytes, files: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,11 +1,11 @@
 """REST: any encoder and decoder on a scene that is spread over workers, and four ways for its tiles to meet.
 
-=============  ===================================================================================
-``none``       each tile alone, as when a scene is cropped
-``spim``       encoder and decoder on each tile alone; tiles meet in SPIM's attention (the paper)
-``exact``      one scene, whatever the number of tiles: halos, sums and keys are exchanged
+==============  ===================================================================================
+``none``        each tile alone, as when a scene is cropped
+``spim``        encoder and decoder on each tile alone; tiles meet in SPIM's attention (the paper)
+``exact``       one scene, whatever the number of tiles: halos, sums and keys are exchanged
 ``exact+spim``  the same, with SPIM behind the encoder
-=============  ===================================================================================
+==============  ===================================================================================
 
 On a scene in one tile the first two and the last two are the same function; on more, ``none`` and ``spim`` give
 another answer for another cut, ``exact`` and ``exact+spim`` do not.

@@ -3,12 +3,14 @@
 Every pixel is a pure function of the seed and of its own row and column, so a scene is written window by
 window in bounded memory, and any window of it can be computed without the rest. From the ground up:
 
-    noise       sum over a random lattice of cubic B-splines, 1 in variance
-    relief      fractal noise; what lies below sea level, below a lake's level or on a river's line is water
-    districts   Voronoi cells: of four neighbours one is a town, two are farmland, one is wild; each has its
-                own bearing, and country roads run along its borders
-    materials   asphalt, tiles, wheat, sand ...: what a pixel is made of gives its class, colour and texture
-    light       sun from the north-west, cast shadows, relief shading, a blurring lens, sensor noise
+=========  ====================================================================================================
+noise      sum over a random lattice of cubic B-splines, 1 in variance
+relief     fractal noise; what lies below sea level, below a lake's level or on a river's line is water
+districts  Voronoi cells: of four neighbours one is a town, two are farmland, one is wild; each has its own
+           bearing, and country roads run along its borders
+materials  asphalt, tiles, wheat, sand ...: what a pixel is made of gives its class, colour and texture
+light      sun from the north-west, cast shadows, relief shading, a blurring lens, sensor noise
+=========  ====================================================================================================
 
 Colours overlap between classes (grey roofs and asphalt, ploughed fields and bare soil, hedges and crops,
 shadows and water), so a network has to look at texture, shape and surroundings.

@@ -12,7 +12,7 @@ from torch import nn
 
 from rsseglab.errors import UserError
 
-#: method -> module and function; called with (encoder, decoder, bands, classes, weights, **options).
+#: method -> module and function; called with encoder, decoder, bands, classes, weights, and the method's options.
 METHODS = {
     "stock": ("rsseglab.decoders", "create_network"),
     "rest": ("rsseglab.rest.model", "create_rest"),
