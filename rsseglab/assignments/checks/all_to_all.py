@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rsseglab.assignments.checking import Assignment, Case, Check, Function, Mistake
 from rsseglab.rest.spim import SPIM
-from rsseglab.spatial import Layout, cut
+from rsseglab.spatial import Layout, SceneTensor, cut
 from rsseglab.spatial.exchange import Traffic
 from rsseglab.spatial.layout import bounds
 
@@ -50,6 +50,7 @@ def _reference(tiles: Sequence[Tensor], weight: Tensor, bias: Tensor, heads: int
         Traffic.reset()
         found = spim.attention(scene.flatten(2).transpose(1, 2), scene)
     exchange.sent += sum(size for (what, _), size in Traffic.sent.items() if what == "SPIM") // weight.element_size()
+    assert isinstance(found, SceneTensor)
     return [tile[0] for tile in found.tiles]
 
 

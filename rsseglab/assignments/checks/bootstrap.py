@@ -83,7 +83,7 @@ def _bootstrapped(
     def draw() -> NDArray[np.float64]:
         return rng.multinomial(n - less, np.full(n, 1 / n), size=draws) * (n / (n - less))
 
-    def mean_iou(counts: Counts, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    def mean_iou(counts: Counts, weights: NDArray[np.float64]) -> NDArray[np.floating]:
         K = counts.shape[1]
         hit = counts[:, range(K), range(K)].astype(float)
         union = (counts.sum(2) + counts[:, :, :K].sum(1)).astype(float) - hit
