@@ -55,7 +55,7 @@ from rsseglab.errors import UserError
 from rsseglab.evaluation import evaluate_scene
 from rsseglab.evaluation.evaluate import index_reader
 from rsseglab.experiments.own_labels import prepare
-from rsseglab.experiments.own_scene import own_scene, validated
+from rsseglab.experiments.own_scene import overview, own_scene, validated
 from rsseglab.inference.gis import region_polygons
 from rsseglab.scenes import ArraySource, RasterWriter, Scene, Window, class_values
 from rsseglab.scenes.manifest import load_manifest
@@ -67,7 +67,7 @@ from rsseglab.scenes.views import decimated, in_memory
 
 logging.getLogger("timm").setLevel(logging.ERROR)  # no news of the weights that a decoder has no use for
 work = Path(mkdtemp())
-BLUE, ORANGE, GREEN, SKY, VERMILION = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in plots.OKABE_ITO[:5]]
+ORANGE, SKY = (f"#{r:02x}{g:02x}{b:02x}" for r, g, b in (plots.OKABE_ITO[1], plots.OKABE_ITO[3]))
 
 # %% [markdown]
 # ## 1. What you would bring
@@ -144,32 +144,19 @@ result = own_scene(
 )
 
 # %%
-split = result.prepared.split
-figure = plots.comparison([(result.prepared.scenes[0], result.maps[0])], "where there are labels", 800)
-plots.show(figure, "The scene, the drawn labels, the map of the whole scene, and its errors where labels are.", 70)
+split, scene = result.prepared.split, result.prepared.scenes[0]
+figure = overview(scene, result.maps[0], split)
+plots.show(
+    figure, "The scene; the labelled plots, with the parts for training and validation; the map of the scene.", 70
+)
 
 # %% [markdown]
 # ## 3. Validated by whom?
 #
 # Selecting a checkpoint and giving a score both need labels that were not trained on. There is only one scene. Pixels drawn at
 # random would not do: each has its neighbour in training. So the scene is cut in **blocks**; blocks are for one or the other, and
-# training steps back from validation by half a crop.
-
-# %%
-figure, axis = plt.subplots(figsize=(10, 10 * truth.height / truth.width + 0.6), layout="constrained")
-scene = result.prepared.scenes[0]
-plots.draw(axis, plots.colorize(scene.read_label(), scene.classes), "labels, and the parts that they are split in")
-for parts, color, title in ((split.train, ORANGE, "training"), (split.val, "black", "validation")):
-    for i, (row, col, height, width) in enumerate(part.window for part in parts):
-        axis.add_patch(
-            plt.Rectangle(
-                (col, row), width, height, facecolor=color, alpha=0.25, label=f"{title} part" if not i else "_"
-            )
-        )
-        axis.add_patch(plt.Rectangle((col, row), width, height, fill=False, edgecolor=color, linewidth=2))
-handles = [*plots.class_legend(scene.classes), *axis.get_legend_handles_labels()[0]]
-figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False)
-plots.show(figure, "Labelled plots, and the rectangles of the scene that are for training and for validation.")
+# training steps back from validation by half a crop. The frames in the picture above are these parts; a label between them serves
+# neither.
 
 # %% [markdown]
 # Now the honest part. We have put a dense label aside, which you will not have. Three scores of the same map: where the network was
@@ -213,6 +200,7 @@ figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
 table.plot.bar(ax=axis, color=[ORANGE, "black", SKY], width=0.75, rot=0)
 axis.set(ylabel="IoU, %", ylim=(0, 100))
 axis.grid(axis="y", color="0.92")
+axis.set_axisbelow(True)
 axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 plots.show(figure, "IoU of each class on training labels, on validation labels, and on the rest of the scene.")
 Markdown(
@@ -283,11 +271,11 @@ plots.show(figure, "A part of the scene with the map's polygons, without a sieve
 # %%
 few = gpd.read_file(work / "drawn.gpkg")
 few.translate(1.0, 0).to_frame("geometry").assign(**{"class": few["class"]}).to_file(work / "elsewhere.gpkg")
-few.iloc[:0].to_file(work / "empty.gpkg")
+few.iloc[:0].to_file(work / "nothing.gpkg")
 few[["geometry"]].to_file(work / "nameless.gpkg")
 for file, options in (
     ("elsewhere.gpkg", {}),
-    ("empty.gpkg", {}),
+    ("nothing.gpkg", {}),
     ("nameless.gpkg", {}),
     ("drawn.gpkg", {"class_column": "Class"}),
     ("drawn.gpkg", {"crop_px": 1024}),
@@ -300,7 +288,7 @@ for file, options in (
 # %% [markdown]
 # ## What to take along
 #
-# - Draw plots, not objects: what is in no polygon is ignored, and what is never shown is never learnt (`--rest background` says that
+# - Draw plots, not objects alone: what is in no polygon is ignored, and what is never shown is never learnt (`--rest background` says that
 #   all else is one class; then a forgotten house is a lesson in what a house is not).
 # - Spread plots over the scene, and give each class several, so that some can validate.
 # - A score from the same scene is an upper bound of what you will see elsewhere. Say so in the report.

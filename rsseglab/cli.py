@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rsseglab {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     first = (_add_quickstart, _add_data, _add_train, _add_predict, _add_evaluate, _add_submit, _add_points)
-    for add in (*first, _add_own, _add_compare, _add_ablate, _add_assignments, _add_scale):
+    for add in (*first, _add_own, _add_compare, _add_ablate, _add_tables, _add_assignments, _add_scale):
         add(commands)
     return parser
 
@@ -850,7 +850,7 @@ def _add_own(commands: "_Commands") -> None:
     parser.add_argument(
         "--weights",
         default=None,
-        help="of the encoder: pretrained or a file; ImageNet's from RSSEGLAB_WEIGHTS if there",
+        help="of the encoder: none, pretrained or a file; ImageNet's from RSSEGLAB_WEIGHTS if there",
     )
     parser.add_argument("--decoder", default=None, help="unet, from points fpn, if not given")
     parser.add_argument(
@@ -959,6 +959,25 @@ def _assignments(args: argparse.Namespace) -> None:
 
     if not run(args):
         sys.exit(1)
+
+
+def _add_tables(commands: "_Commands") -> None:
+    parser = _command(commands, "tables", "the papers' tables with ours beside, made of run records", _tables)
+    parser.add_argument("papers", nargs="*", metavar="PAPER", help="rest, fctl, bicor_seg, penet; all if none is named")
+    parser.add_argument(
+        "--records", type=Path, default=Path("book/records"), metavar="FOLDER", help="with compare/ and ablate/"
+    )
+    parser.add_argument(
+        "--runs", type=Path, nargs="+", default=(), metavar="FOLDER", help="of 'rsseglab train --preset', to add"
+    )
+    parser.add_argument("--format", default="text", help="text, markdown or csv")
+    parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="to write; printed if not given")
+
+
+def _tables(args: argparse.Namespace) -> None:
+    from rsseglab.experiments.paper_tables import write_tables
+
+    write_tables(args.records, args.runs, args.papers, args.format, args.out)
 
 
 def _add_scale(commands: "_Commands") -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import geopandas as gpd
 import matplotlib.pyplot as plt
@@ -41,7 +42,7 @@ from rsseglab.scenes.points import Point, write_points
 from rsseglab.scenes.scene import Scene
 from rsseglab.scenes.split import Split
 from rsseglab.training.checkpoint import load_checkpoint
-from rsseglab.training.fit import TrainConfig
+from rsseglab.training.fit import TrainConfig, TrainResult
 from rsseglab.training.losses import SegmentationLoss
 from rsseglab.training.networks import build_network
 from rsseglab.training.records import RunRecord
@@ -113,7 +114,7 @@ def own_scene(
         grow_by: what points are grown by, see `rsseglab.experiments.points.source_of`; Segment Anything where its
             weights are there, superpixels otherwise, if not given.
         encoder: see `rsseglab.encoders`.
-        weights: of the encoder; ImageNet's where the folder ``RSSEGLAB_WEIGHTS`` holds them, if not given.
+        weights: of the encoder, or "none"; ImageNet's where the folder ``RSSEGLAB_WEIGHTS`` holds them, if not given.
         decoder: see `rsseglab.decoders`; "unet", from points "fpn", if not given.
         crop_px: see ``prepare``.
         batch_size: crops a step.
@@ -137,9 +138,10 @@ def own_scene(
         print(f"note: {note}")
     if grow_by and not prepared.clicks:
         raise UserError("polygons need no growing; leave --grow-by out, or give points.")
+    chosen = "pretrained" if local_weights(encoder) else None
     config = TrainConfig(
         encoder=encoder,
-        weights=weights or ("pretrained" if local_weights(encoder) else None),
+        weights=chosen if weights is None else None if weights == "none" else weights,
         decoder=decoder or ("fpn" if prepared.clicks else "unet"),
         method="penet" if prepared.clicks else "stock",
         crop_px=prepared.crop_px,
@@ -152,56 +154,38 @@ def own_scene(
     )
     print(_plan(prepared, config))
     by = (grow_by or _best_source()) if prepared.clicks else None
-    clicks, grown = (out / "points", out / "grown") if by else (None, None)
-    if by and clicks and grown:
-        parts = _write_clicks(prepared, clicks)
-        grow_and_write(parts, clicks, grown, by)
-    run = out / "run"
-    result = train_and_record(str(prepared.manifest.path), out, config, run, resume, points=clicks, grown=grown)
+    fitted = _fit(prepared, config, out, by, resume)
+    maps, regions = _map_all(prepared, fitted.checkpoint, out, sieve_px)
+    scores = validation_scores(prepared, maps)
+    files = {"scenes": [path.name for path in images], "labels": labels.name}
+    configuration = files | drawing | {"grown_by": by, "sieve_px": sieve_px, **asdict(config)}
+    _record(prepared, configuration, scores, fitted, start).write(out / "record.json")
+    table = summary(prepared, scores, regions)
+    print(f"\n{table.to_string()}\n\n{_verdict(prepared, scores)}\n\n{_written(out, maps)}")
+    return OwnScene(out, prepared, fitted.checkpoint, scores, tuple(maps), table)
+
+
+def _fit(prepared: Prepared, config: TrainConfig, out: Path, grow_by: str | None, resume: bool) -> TrainResult:
+    """Train on the manifest's parts; on points with what they have grown to."""
+    clicks, grown = (out / "points", out / "grown") if grow_by else (None, None)
+    if clicks and grown and grow_by:
+        grow_and_write(_write_clicks(prepared, clicks), clicks, grown, grow_by)
+    data = str(prepared.manifest.path)
+    return train_and_record(data, out, config, out / "run", resume, points=clicks, grown=grown)
+
+
+def _map_all(
+    prepared: Prepared, checkpoint: Path, out: Path, sieve_px: int
+) -> tuple[list[Path], list[gpd.GeoDataFrame]]:
+    """Map each scene, one in the folder itself, several in folders of their own; the maps and their polygons."""
     maps, regions = [], []
     for scene in prepared.scenes:
         folder = out if len(prepared.scenes) == 1 else out / scene.name
-        polygons = _map_scene(result.checkpoint, scene, folder, sieve_px)
+        regions.append(_map_scene(checkpoint, scene, folder, sieve_px))
         maps.append(folder / "labels.tif")
-        regions.append(polygons)
-        figure = overview(scene, maps[-1], prepared.split, prepared.clicks.get(scene.name, ()))
-        save(figure, folder / "overview.png")
-    scores = validation_scores(prepared, maps)
-    means = validated(prepared)
-    constant = scores.confusion.majority_class(prepared.split.train_px)
-    RunRecord(
-        command=["rsseglab", *sys.argv[1:]],
-        configuration={
-            "scenes": [path.name for path in images],
-            "labels": labels.name,
-            "manifest_sha256": prepared.manifest.sha256,
-            **drawing,
-            "grown_by": by,
-            "sieve_px": sieve_px,
-            "gap_px": prepared.split.gap_px,
-            **asdict(config),
-        },
-        metrics={
-            "pooled": scores.metrics(means)
-            | {
-                "majority_class_mean_iou": constant.mean_iou(means),
-                "training_seconds": result.seconds,
-                "parameters": result.parameters,
-                "drawn": dict(prepared.drawn),
-                "notes": list(prepared.notes),
-            },
-            "scenes": {},
-        },
-        seeds=[seed],
-        minutes=(perf_counter() - start) / 60,
-    ).write(out / "record.json")
-    table = summary(prepared, scores, regions)
-    print(
-        f"\n{table.to_string()}\n\nvalidation blocks: mean IoU {scores.confusion.mean_iou(means):.3f}, overall "
-        f"accuracy {scores.confusion.overall_accuracy():.3f}; the most frequent class everywhere has a mean IoU of "
-        f"{constant.mean_iou(means):.3f}.\n{SAME_SCENE}\n\n{_written(out, maps)}"
-    )
-    return OwnScene(out, prepared, result.checkpoint, scores, tuple(maps), table)
+        clicks = prepared.clicks.get(scene.name, ())
+        save(overview(scene, maps[-1], prepared.split, clicks), folder / "overview.png")
+    return maps, regions
 
 
 def _map_scene(checkpoint: Path, scene: Scene, folder: Path, sieve_px: int) -> gpd.GeoDataFrame:
@@ -212,6 +196,41 @@ def _map_scene(checkpoint: Path, scene: Scene, folder: Path, sieve_px: int) -> g
         return write_for_gis(raw, folder, sieve_px, progress=True)
     finally:
         raw.unlink(missing_ok=True)
+
+
+def _record(
+    prepared: Prepared, configuration: dict[str, Any], scores: Evaluation, fitted: TrainResult, start: float
+) -> RunRecord:
+    means = validated(prepared)
+    more = {
+        "majority_class_mean_iou": _majority(prepared, scores),
+        "training_seconds": fitted.seconds,
+        "parameters": fitted.parameters,
+        "drawn": dict(prepared.drawn),
+        "notes": list(prepared.notes),
+    }
+    known = {"manifest_sha256": prepared.manifest.sha256, "gap_px": prepared.split.gap_px}
+    return RunRecord(
+        command=["rsseglab", *sys.argv[1:]],
+        configuration=known | configuration,
+        metrics={"pooled": scores.metrics(means) | more, "scenes": {}},
+        seeds=[configuration["seed"]],
+        minutes=(perf_counter() - start) / 60,
+    )
+
+
+def _majority(prepared: Prepared, scores: Evaluation) -> float:
+    """Mean IoU of the training labels' most frequent class everywhere."""
+    return scores.confusion.majority_class(prepared.split.train_px).mean_iou(validated(prepared))
+
+
+def _verdict(prepared: Prepared, scores: Evaluation) -> str:
+    means, confusion = validated(prepared), scores.confusion
+    return (
+        f"validation blocks: mean IoU {confusion.mean_iou(means):.3f} of {len(means)} classes, overall accuracy "
+        f"{confusion.overall_accuracy():.3f}; the most frequent class everywhere has a mean IoU of "
+        f"{_majority(prepared, scores):.3f}.\n{SAME_SCENE}"
+    )
 
 
 def _written(out: Path, maps: Sequence[Path]) -> str:
