@@ -24,7 +24,8 @@ class TrainPreset:
         settings: options of ``rsseglab train`` by name, and ``warmup_steps``, which is none.
         differs: what a run of it does otherwise than was published.
         row: ``table`` and ``method`` of the published numbers (`rsseglab.evaluation.published`) that a run of it stands
-            beside; its data set is that of the settings. None where there is none.
+            beside, and ``class`` where it is of one class; its data set is that of the settings. None where there is
+            none.
         first_stage: preset of the run whose checkpoint it starts from.
         test: how test scenes are labelled and scored: ``overlap``, ``blend`` and ``placement`` of windows, ``protocol``
             and ``no_boundary_px`` of the scores.

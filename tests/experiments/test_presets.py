@@ -1,4 +1,4 @@
-"""Presets: each is of a pair that was published, is read as options, and runs on a tiny tree of its data set's layout."""
+"""Presets: each is of a pair that was published, is read as options, and runs on a tiny tree of its data set."""
 
 import json
 from dataclasses import replace
@@ -29,7 +29,7 @@ SCENES = {
     "deepglobe": ("100694", "102122", "10452"),
     "inria": ("vienna27", "kitsap16", "austin27"),
     "glh_water": ("train/0001", "val/0002", "test/0003"),
-    "five_billion_pixels": ("GF2_PMS1__L1A0000564539-MSS1", "GF2_PMS2__L1A0001378501-MSS2", "GF2_PMS2__L1A0001378501-MSS3"),
+    "five_billion_pixels": ("GF2_PMS1__L1A1-MSS1", "GF2_PMS2__L1A2-MSS2", "GF2_PMS2__L1A3-MSS3"),
     "whu_ohs": ("tr/O1_0001", "val/S1_0002", "ts/T8_0100"),
     "uavid": ("uavid_train/seq1/000000", "uavid_val/seq16/000100", "uavid_test/seq21/000000"),
 }  # fmt: skip
