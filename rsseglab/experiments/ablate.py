@@ -214,7 +214,7 @@ ABLATIONS: dict[str, dict[str, Ablation]] = {
     },
     "bicor_seg": {
         "quick": BiCoRAblation("synthetic", decimate=4, window_px=128, crop_px=64, steps=4, seeds=(0,)),
-        "synthetic": BiCoRAblation("synthetic", decimate=2, window_px=256, crop_px=128, steps=150),
+        "synthetic": BiCoRAblation("synthetic", decimate=2, window_px=256, crop_px=128, steps=100),
         "dubai": BiCoRAblation("dubai", decimate=4, window_px=256, crop_px=128, steps=150),
     },
     "penet": {
@@ -276,6 +276,7 @@ def ablation_table(records: Records) -> pd.DataFrame:
             "mean IoU": score.value, "low": score.low, "high": score.high, "seeds": len(seeds), "merged by": its,
             **({} if most is None else {"of the ceiling": score.value / most}),
             "parameters, M": pooled[0]["parameters"] / 1e6,
+            "GFLOP / Mpx": _gflops(pooled),
             "training s": sum(p["training_seconds"] for p in pooled) / len(pooled),
             "s / Mpx": sum(p["ways"][its]["seconds_per_mpx"] for p in pooled) / len(pooled),
             "ms a crop": _ms_a_crop(pooled, what.crop_px),
@@ -290,6 +291,12 @@ def ablation_table(records: Records) -> pd.DataFrame:
             }  # fmt: skip
         rows[pooled[0]["title"]] = row
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _gflops(pooled: Sequence[Any]) -> float:
+    """Counted in labelling a megapixel, crops side by side; NaN where masks of another network are refined."""
+    counted = [p["gflops_per_mpx"] for p in pooled if p["gflops_per_mpx"] is not None]
+    return sum(counted) / len(counted) if counted else float("nan")
 
 
 def _ms_a_crop(pooled: Sequence[Any], crop_px: int) -> float:
@@ -343,6 +350,7 @@ def ablation_shown(table: pd.DataFrame) -> pd.DataFrame:
         out["seam, % pts"] = ["" if v != v else f"{100 * v:+.1f}" for v in table["seam error"]]
     costs = (
         ("parameters, M", 2),
+        ("GFLOP / Mpx", 0),
         ("training s", 0),
         ("s / Mpx", 2),
         ("ms a crop", 0),
