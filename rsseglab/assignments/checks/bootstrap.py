@@ -80,10 +80,10 @@ def _bootstrapped(
         first, second = first[..., :-1], second[..., :-1]
     n, rng = len(first), np.random.default_rng(seed)
 
-    def draw() -> NDArray[np.float64]:
+    def draw() -> NDArray[np.floating]:
         return rng.multinomial(n - less, np.full(n, 1 / n), size=draws) * (n / (n - less))
 
-    def mean_iou(counts: Counts, weights: NDArray[np.float64]) -> NDArray[np.floating]:
+    def mean_iou(counts: Counts, weights: NDArray[np.floating]) -> NDArray[np.floating]:
         K = counts.shape[1]
         hit = counts[:, range(K), range(K)].astype(float)
         union = (counts.sum(2) + counts[:, :, :K].sum(1)).astype(float) - hit
