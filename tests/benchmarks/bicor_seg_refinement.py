@@ -3,8 +3,8 @@
     python tests/benchmarks/bicor_seg_refinement.py [--record]
 
 ConvNeXt-B, 7 classes, two layers, images of 512 x 512 px, as published; random weights, inference, both networks in
-turns in one process, so that their ratio holds on any machine. No bar: the paper has 89.5 M and 93.5 M parameters, 87.8 G and
-93.6 G operations, 65.2 and 66.8 images a second.
+turns in one process, so that their ratio holds on any machine. No bar: the paper has 89.5 M and 93.5 M
+parameters, 87.8 G and 93.6 G operations, 65.2 and 66.8 images a second.
 """
 
 import argparse
