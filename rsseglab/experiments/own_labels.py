@@ -156,7 +156,7 @@ def _placed(labels: Path, scenes: Sequence[Scene], class_column: str | None) -> 
     """The labels of each scene, and whether they are points."""
     if labels.suffix.lower() == ".csv":
         return [_from_csv(labels, scenes)], True
-    drawn = read_drawn(labels, scenes[0].crs, class_column)  # type: ignore[arg-type]  # each scene has one
+    drawn = read_drawn(labels, scenes[0].crs, class_column)
     return on_scenes(drawn, scenes), drawn.kind == "points"
 
 

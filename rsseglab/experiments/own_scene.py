@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import geopandas as gpd
 import matplotlib.pyplot as plt
@@ -38,6 +38,7 @@ from rsseglab.inference.gis import write_for_gis
 from rsseglab.inference.predict import pick_device
 from rsseglab.penet.sam_network import WEIGHTS as SAM_WEIGHTS
 from rsseglab.plots import class_legend, colorize, draw, label_thumbnail, prediction_thumbnail, save, thumbnail
+from rsseglab.scenes.manifest import Part
 from rsseglab.scenes.points import Point, write_points
 from rsseglab.scenes.scene import Scene
 from rsseglab.scenes.split import Split
@@ -397,6 +398,7 @@ def overview(scene: Scene, path: Path, split: Split, clicks: Sequence[Point] = (
     for c in scene.classes:
         its = np.array([(p.col / step - 0.5, p.row / step - 0.5) for p in clicks if p.name == c.name]).reshape(-1, 2)
         axes[1].scatter(*its.T, s=14, color=np.array(c.color) / 255, edgecolors="0.4", linewidths=0.5)
+    styles: tuple[tuple[str, Sequence[Part], str, Literal["--", "-"]], ...]
     styles = (("training", split.train, "0.25", "--"), ("validation", split.val, "black", "-"))
     for _, parts, color, line in styles:
         for row, col, high, wide in (part.window for part in parts if part.of == scene.name):

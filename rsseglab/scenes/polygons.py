@@ -264,12 +264,12 @@ def on_scenes(drawn: Drawn, scenes: Sequence[Scene]) -> list[Drawn]:
     """
     placed, outside = [], np.ones(len(drawn.frame), bool)
     for scene in scenes:
-        there = drawn.in_crs(scene.crs)  # type: ignore[arg-type]  # scenes without are refused before
+        there = drawn.in_crs(scene.crs)
         hits = there.frame.geometry.intersects(footprint(scene)).to_numpy()
         outside &= ~hits
         placed.append(replace(there, frame=there.frame[hits].reset_index(drop=True)))
     if outside.all():
-        moved = drawn.in_crs(scenes[0].crs).frame.total_bounds  # type: ignore[arg-type]
+        moved = drawn.in_crs(scenes[0].crs).frame.total_bounds
         raise UserError(
             f"no label lies in scene {scenes[0].name}: its {_box(footprint(scenes[0]).bounds)}, theirs "
             f"{_box(moved)} in {scenes[0].crs}; give labels of this place, or correct their coordinate system."
@@ -324,7 +324,9 @@ class PolygonLabel:
         values = {c.name: c.value for c in classes}
         if unknown := sorted({*drawn.frame[CLASS], *([rest] if rest else [])} - values.keys()):
             raise UserError(f"'{unknown[0]}' is no class of the label; it has {', '.join(values)}.")
-        order = np.argsort(-shapely.area(drawn.frame.geometry.to_numpy()), kind="stable")  # the smallest is painted last
+        order = np.argsort(
+            -shapely.area(drawn.frame.geometry.to_numpy()), kind="stable"
+        )  # the smallest is painted last
         self._shapes: NDArray[Any] = drawn.frame.geometry.to_numpy()[order]
         self._values = drawn.frame[CLASS].map(values).to_numpy(dtype=np.int64)[order]
         self._tree = shapely.STRtree(self._shapes)

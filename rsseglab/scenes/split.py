@@ -66,14 +66,14 @@ def split_scenes(scenes: Sequence[Scene], crop_px: int, share: float = 0.25) -> 
     by_name = {scene.name: scene for scene in scenes}
     blocks = [Part(scene.name, window) for scene in scenes for window in _blocks(scene, 2 * crop_px)]
     counts = np.array([_count(by_name[block.of], block.window) for block in blocks])
-    labelled = counts.any(1)
+    labelled = np.asarray(counts.any(1))
     blocks, counts = [b for b, has in zip(blocks, labelled, strict=True) if has], counts[labelled]
     chosen = _choose(counts, share)
     while True:
         val = [block for block, its in zip(blocks, chosen, strict=True) if its]
         train = [_step_back(block, val, gap) for block, its in zip(blocks, chosen, strict=True) if not its]
         its_counts = [_count(by_name[part.of], part.window) for part in train]
-        train_px = np.sum(its_counts, axis=0, dtype=np.int64) if train else np.zeros_like(counts[0])
+        train_px = np.asarray(np.sum(its_counts, axis=0) if train else np.zeros_like(counts[0]), np.int64)
         lost = (train_px == 0) & counts.any(0)
         if not lost.any():
             break
@@ -84,7 +84,8 @@ def split_scenes(scenes: Sequence[Scene], crop_px: int, share: float = 0.25) -> 
             "label another place of the scene, or take smaller crops (--crop)."
         )
     train = [part for part, its in zip(train, its_counts, strict=True) if its.any()]
-    return Split(tuple(_merged(train)), tuple(val), gap, train_px, counts[chosen].sum(0))
+    val_px = np.asarray(counts[chosen].sum(0), np.int64)
+    return Split(tuple(_merged(train)), tuple(val), gap, train_px, val_px)
 
 
 def _blocks(scene: Scene, least_px: int) -> list[Window]:
