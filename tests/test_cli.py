@@ -243,6 +243,7 @@ def test_quickstart_leaves_its_three_files(data, tmp_path, capsys, monkeypatch):
     for row in ("IoU water", "mean IoU of 3 classes", "seam error", "seconds", "peak MiB", "majority class"):
         assert row in shown
     assert (tmp_path / "comparison.png").stat().st_size > 10_000
+    assert "errors of overlap 0.5" in (tmp_path / "swipe.html").read_text()
     record = RunRecord.read(tmp_path / "record.json")
     assert set(record.metrics["pooled"]) >= {"overlap 0", "overlap 0.5", "majority class"}
     with rasterio.open(tmp_path / "prediction.tif") as file:

@@ -4,6 +4,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -32,9 +33,9 @@ def quickstart(
     """Train on a data set's split ``train`` for minutes, label its split ``test``, and print what two overlaps give.
 
     Writes into ``out``: ``prediction.tif`` (the first test scene at the larger overlap), ``comparison.png`` (scene,
-    label, prediction and errors of each test scene), ``record.json``, the checkpoints, and each scene's prediction at
-    each overlap. The encoder starts from ImageNet weights where the folder ``RSSEGLAB_WEIGHTS`` holds them, else from
-    random ones.
+    label, prediction and errors of each test scene), ``swipe.html`` (the first of them, to swipe in a browser),
+    ``record.json``, the checkpoints, and each scene's prediction at each overlap. The encoder starts from ImageNet
+    weights where the folder ``RSSEGLAB_WEIGHTS`` holds them, else from random ones.
 
     Args:
         data: name of a data set, or path of a manifest.
@@ -77,6 +78,9 @@ def quickstart(
     title = f"U-Net on {ENCODER}, {config.steps} steps, crops of {WINDOW_PX} px with overlap {OVERLAPS[-1]:g}"
     figure = comparison([(scene, prediction_path(out, scene, OVERLAPS[-1])) for scene in test], title)
     save(figure, out / "comparison.png")
+    written = [out / "prediction.tif", out / "comparison.png", out / "record.json"]
+    if find_spec("anywidget"):  # of the notebooks' extra
+        written.append(_swipe(test[0], out))
     shutil.copyfile(prediction_path(out, test[0], OVERLAPS[-1]), out / "prediction.tif")
     RunRecord(
         command=["rsseglab", *sys.argv[1:]],
@@ -100,8 +104,15 @@ def quickstart(
     print(f"\n{table(shown).to_string()}\n")
     ratio = columns[f"overlap {OVERLAPS[-1]:g}"]["mean_iou"] / majority.mean_iou()
     print(f"mean IoU is {ratio:.1f} x that of labelling every pixel with the training scenes' most frequent class.")
-    print(f"written: {out / 'prediction.tif'}, {out / 'comparison.png'}, {out / 'record.json'}")
+    print(f"written: {', '.join(map(str, written))}")
     return shown
+
+
+def _swipe(scene: Scene, out: Path) -> Path:
+    from rsseglab.widgets import swipe
+
+    maps = {f"overlap {overlap:g}": prediction_path(out, scene, overlap) for overlap in OVERLAPS}
+    return swipe(scene, maps).save(out / "swipe.html", f"{scene.name}: scene, label, predictions")
 
 
 def _label_and_score(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,24 @@ from rsseglab.plots import (
 from rsseglab.scenes.scene import Scene
 
 MAX_PX = 1000  # of a picture's longer side
+#: A page without a kernel: the widget's own script, on a model that lives in the page.
+PAGE = """\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>body {{ max-width: 900px; margin: 1em auto; padding: 0 1em; }} {css}</style>
+<h1 style="font: 600 18px system-ui">{title}</h1>
+<main></main>
+<script type="module">
+{script}
+const state = {state};
+const set = (name, value) => (state[name] = value);
+const model = {{ get: (name) => state[name], set, save_changes() {{}}, on() {{}} }};
+widget.render({{ model, el: document.querySelector("main") }});
+</script>
+"""
 
 
 class Swipe(anywidget.AnyWidget):
@@ -51,8 +71,8 @@ class Swipe(anywidget.AnyWidget):
         UserError: there are fewer than two pictures, they differ in shape, or a title is of none.
     """
 
-    _esm = Path(__file__).with_name("swipe.js")
-    _css = Path(__file__).with_name("swipe.css")
+    _script, _style = (Path(__file__).with_name(f"swipe.{kind}") for kind in ("js", "css"))
+    _esm, _css = _script, _style
 
     pictures: Any = traitlets.List().tag(sync=True)  # {title, data}
     legend: Any = traitlets.List().tag(sync=True)  # {name, color}
@@ -85,6 +105,26 @@ class Swipe(anywidget.AnyWidget):
             right=right or titles[-1],
             alt=alt,
         )
+
+    def save(self, path: str | Path, title: str = "swipe") -> Path:
+        """Write a page of its own, which any browser opens without a kernel or a network.
+
+        Args:
+            path: of the HTML file.
+            title: of the page.
+        """
+        state = {name: getattr(self, name) for name in ("pictures", "legend", "left", "right", "place", "alt")}
+        script = (
+            Swipe._script.read_text(encoding="utf-8").replace("export ", "").replace("default {", "const widget = {")
+        )
+        page = PAGE.format(
+            title=escape(title),
+            css=Swipe._style.read_text(encoding="utf-8"),
+            script=script,
+            state=json.dumps(state).replace("</", "<\\/"),  # no text may end the script
+        )
+        Path(path).write_text(page, encoding="utf-8")
+        return Path(path)
 
 
 def swipe(scene: Scene, predictions: Mapping[str, Path], max_px: int = MAX_PX) -> Swipe:

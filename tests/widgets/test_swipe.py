@@ -75,3 +75,26 @@ def test_the_browsers_arithmetic():
     """
     done = subprocess.run(["node", "--input-type=module", "-e", script], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == [49, 100, 0, 100, 7, 25, 0, 100]
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def test_a_page_of_its_own_has_everything_and_asks_for_nothing(tmp_path):
+    pictures = {"a": np.zeros((4, 4, 3), np.uint8), "</script>": np.ones((4, 4, 3), np.uint8)}
+    page = Swipe(pictures, {"water": (0, 114, 178)}).save(tmp_path / "s.html", "a < b").read_text()
+    assert "<title>a &lt; b</title>" in page and page.count("</script>") == 1
+    assert "http:" not in page and "https:" not in page and "export" not in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; install it (Debian: apt install chromium)")
+def test_the_page_is_drawn(tmp_path):
+    path = Swipe({"a": np.zeros((40, 60, 3), np.uint8), "b": np.full((40, 60, 3), 9, np.uint8)}).save(
+        tmp_path / "s.html"
+    )
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+    flags += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000", "--dump-dom"]
+    drawn = subprocess.run([CHROMIUM, *flags, path.as_uri()], capture_output=True, text=True, timeout=120, check=False)
+    if drawn.returncode or "<main>" not in drawn.stdout:
+        pytest.skip(f"Chromium does not start here: {drawn.stderr[-200:]}")
+    assert "Left: a; right: b." in drawn.stdout and 'aria-label="picture on the left"' in drawn.stdout
