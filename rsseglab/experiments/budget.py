@@ -109,8 +109,9 @@ def _network(config: TrainConfig, options: dict[str, Any], scene: Scene) -> nn.M
     network = build_network(
         config.method, config.encoder, config.decoder, scene.count, len(scene.classes), None, options
     )
-    if config.freeze_early and hasattr(network, "freeze_early_stages"):
-        network.freeze_early_stages()
+    freeze = getattr(network, "freeze_early_stages", None)
+    if config.freeze_early and freeze:
+        freeze()
     return network.train()
 
 

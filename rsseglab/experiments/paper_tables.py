@@ -301,7 +301,7 @@ def _by_measure(rows: pd.DataFrame) -> pd.DataFrame:
     several = means["dataset"].nunique() > 1
     frame = pd.DataFrame(index=list(dict.fromkeys(means["method"])))
     for (dataset, measure), its in means.groupby(["dataset", "measure"], sort=False):
-        title = f"{dataset}: {MEASURES[measure]}" if several else MEASURES[measure]
+        title = f"{dataset}: {MEASURES[str(measure)]}" if several else MEASURES[str(measure)]
         frame[title] = pd.Series([_published(row) for _, row in its.iterrows()], index=its["method"])
     return frame.fillna("")
 
@@ -366,7 +366,7 @@ def _curves(rows: pd.DataFrame, comparisons: Mapping[str, Records]) -> PaperTabl
     """The best of all windows, of the baseline and of REST; ours are the best crops, and SPIM on the whole scene."""
     frame = pd.DataFrame(columns=["cropped, the best", "REST, the best", "gain, points", "seeds"])
     for dataset, its in rows.groupby("dataset", sort=False):
-        best = {m: its.loc[its[its["method"] == m]["value"].idxmax()] for m in ("baseline", "REST")}
+        best = {m: its[its["method"] == m].nlargest(1, "value").iloc[0] for m in ("baseline", "REST")}
         gain = best["REST"]["value"] - best["baseline"]["value"]
         cells = [f"{_published(row)} (windows of {row['test_px']} px)" for row in best.values()]
         frame.loc[f"{dataset}, published"] = [*cells, f"{gain:+.2f}", "not stated"]
