@@ -356,4 +356,4 @@ plots.show(figure, "Mean IoU over the agreement of two made annotators: noise in
 #
 # **Read next.** `rsseglab/experiments/compare.py` (the methods and their budget), `rsseglab/experiments/claims.py` (the
 # claims and their thresholds), `rsseglab/evaluation/bootstrap.py` (intervals and what they can detect), and the
-# notebook *Scaling*, on what it costs.
+# notebook *How far does it scale?*, on what it costs.

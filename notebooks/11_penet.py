@@ -491,4 +491,4 @@ for folder in folders:
 #    of one tenth of a scene? Design the experiment with the scenes here (`rsseglab.scenes.views.part_of`).
 #
 # **Read next.** `rsseglab/penet/sam.py` and `growing.py` (clicks to masks to labels), `expansion.py` (three ways, one page),
-# `ema.py`, `losses.py`; and *Whole scenes and cropping* on why the scores are of whole scenes.
+# `ema.py`, `losses.py`; and *What is a whole scene* on why the scores are of whole scenes.

@@ -67,7 +67,7 @@ names = [c.name for c in CLASSES]
 # - in blocks with a *gap* as wide as the features reach, so that no test pixel shares one pixel with a training one.
 
 # %%
-window_px = 9  # the features reach half of it, and a little
+reach_px = 12  # how far the widest of the features reaches: four standard deviations of 3 px
 
 
 def features_of(picture):
@@ -87,7 +87,7 @@ def split_of(name):
     if name == "at random":
         test = random.random(label.shape) < 0.5
         return ~test, test
-    gap = 2 * window_px if name == "blocks with a gap" else 0
+    gap = 2 * reach_px if name == "blocks with a gap" else 0
     return ~blocks & (distance_transform_edt(~blocks) > gap), blocks
 
 
@@ -180,7 +180,7 @@ plots.show(
 )
 
 # %% [markdown]
-# With pixels as units more than nine of ten intervals are wrong; with blocks of a few patches' size most are right. (With very large
+# With pixels as units about nine of ten intervals are wrong; with blocks of a few patches' size most are right. (With very large
 # blocks too few are left to draw from; the library takes $n - 1$ of $n$ and stretches for few seeds,
 # `rsseglab/evaluation/bootstrap.py`.) The library's own interval for the mean IoU of such a scene:
 

@@ -19,7 +19,7 @@
 # **The question.** You have one GeoTIFF, and an afternoon to draw polygons in a GIS. How do you get from there to a map of the
 # whole scene that your GIS opens, and what may you say of how good it is?
 #
-# **It assumes** *Crops and seams* (whole scenes, crops, mean IoU) and that you have drawn a polygon before. **It takes** about two
+# **It assumes** *What is a whole scene* (whole scenes, crops, mean IoU) and that you have drawn a polygon before. **It takes** about two
 # minutes on a laptop with two cores, and 2 GiB of memory. Where `RSSEGLAB_DATA` has the drone scenes of Kampala, one of them
 # is used; else a made scene. With a scene of your own the command is
 #
@@ -291,7 +291,7 @@ for file, options in (
 # - Draw plots, not objects alone: what is in no polygon is ignored, and what is never shown is never learnt (`--rest background` says that
 #   all else is one class; then a forgotten house is a lesson in what a house is not).
 # - Spread plots over the scene, and give each class several, so that some can validate.
-# - A score from the same scene is an upper bound of what you will see elsewhere. Say so in the report.
+# - A score from the same scene is mostly higher than what you will see elsewhere. Say so in the report.
 # - Report areas from `area_m2`; web mercator's own areas are wrong by the square of its scale.
 #
 # ## Exercises

@@ -194,7 +194,7 @@ for data, methods in recorded.items():
     for runs in methods.values():
         for number, run in runs.items():
             facts = {
-                "command": " ".join(run.command), "commit": run.git_commit, "minutes": f"{run.minutes:.1f}",
+                "command": run.command, "commit": run.git_commit, "minutes": f"{run.minutes:.1f}",
                 "configuration": run.configuration_sha256[:16], "machine": run.hardware.get("cpu", ""),
                 "torch": run.packages.get("torch", ""),
             }  # fmt: skip

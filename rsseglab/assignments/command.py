@@ -79,11 +79,15 @@ def _check(args: argparse.Namespace) -> bool:
     if bool(rasters) != bool(args.label):
         raise UserError("a map is checked against the capstone's label; give both: check MAP.tif --label LABEL.tif.")
     if rasters:
+        if args.hidden is not None or args.seconds is not None or args.only:
+            raise UserError("a map is checked against a label alone; leave out --hidden, --seconds and --only.")
         from rsseglab.assignments.capstone import check_map
 
         passed = [check_map(path, args.label) for path in rasters]  # all are shown, also after one that failed
         return all(passed)
     if not args.files:
+        if args.hidden is not None or args.seconds is not None:
+            raise UserError("--hidden and --seconds are for files; name some, or leave them out.")
         return _prove(args.only or NAMES)
     if args.only and len(args.only) > 1:
         raise UserError("a file is of one assignment; name one after --only.")

@@ -70,6 +70,7 @@ def check_file(path: Path, name: str, seeds: Sequence[int] = VISIBLE, seconds: f
         except subprocess.TimeoutExpired:
             stopped = f"it was not done after {seconds:g} seconds; look for a loop that does not end"
         found = [Outcome(**json.loads(line)) for line in report.read_text().splitlines()]
+    stopped = stopped or "the process ended before all checks were done"  # with exit code 0, by the code's own doing
     return found + [
         Outcome(one.title, one.points, stopped if number == 0 else "was not reached")
         for number, one in enumerate(checks[len(found) :])

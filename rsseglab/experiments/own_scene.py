@@ -36,7 +36,7 @@ from rsseglab.experiments.points import grow_and_write
 from rsseglab.experiments.run import train_and_record
 from rsseglab.inference.gis import write_for_gis
 from rsseglab.inference.predict import pick_device
-from rsseglab.penet.sam_network import WEIGHTS as SAM_WEIGHTS
+from rsseglab.penet.sam_network import local_sam_weights
 from rsseglab.plots import class_legend, colorize, draw, label_thumbnail, prediction_thumbnail, save, thumbnail
 from rsseglab.scenes.manifest import Part
 from rsseglab.scenes.points import Point, write_points
@@ -309,20 +309,23 @@ def _seconds(call: Callable[[], None]) -> float:
 
 def _best_source() -> str:
     """Segment Anything where its weights are on this machine, else superpixels."""
-    file = SAM_WEIGHTS["mobile_sam"].file
-    folders = [Path.home() / ".cache" / "rsseglab" / "weights", Path(os.environ.get("RSSEGLAB_WEIGHTS", "."))]
-    return "sam" if any((folder / file).is_file() for folder in folders) else "superpixels"
+    return "sam" if local_sam_weights("mobile_sam") else "superpixels"
 
 
 def _write_clicks(prepared: Prepared, folder: Path) -> list[Scene]:
-    """Write the training parts' clicks, a file each, and give the parts; those of validation blocks are not seen."""
-    parts = prepared.manifest.scenes("train", prepared.manifest.path.parent)
-    for scene in parts:
+    """Write the clicks of training parts, a file each, and give the parts that have some.
+
+    Clicks of validation blocks are not seen. A part may have labelled pixels and no click: of one in the gap beside it.
+    """
+    parts = []
+    for scene in prepared.manifest.scenes("train", prepared.manifest.path.parent):
         part = prepared.manifest.parts[scene.name]
         row, col, height, width = part.window
         moved = [Point(p.row - row, p.col - col, p.name, p.who) for p in prepared.clicks[part.of]]
         inside = [p for p in moved if 0 <= p.row < height and 0 <= p.col < width]
-        write_points(folder / f"{scene.name}.geojson", inside, scene)
+        if inside:
+            write_points(folder / f"{scene.name}.geojson", inside, scene)
+            parts.append(scene)
     return parts
 
 

@@ -80,8 +80,8 @@ MEASURES = {
 #: Where a measure stands in the scores of a run by a preset, by our definition or by the protocol's.
 SCORES = {"miou": "mean_iou", "iou": "mean_iou", "f1": "mean_f1", "mf1": "mean_f1", "oa": "overall_accuracy"}
 SMALLER = (
-    "Not comparable as numbers: ours are other scenes, smaller networks and shorter schedules. Read the order of rows "
-    "and the size of differences within a column."
+    "Not comparable as numbers: ours are other scenes, smaller networks and shorter schedules. Nor does the order of "
+    "our rows tell anything but where the interval of a difference leaves out 0: see *each part left out or replaced*."
 )
 ALL = "All methods of our comparison, seams, costs and claims: see *Cropping, fusion, whole scene*."
 #: What ``rsseglab scale`` writes; it runs where torch is alone, and so is no run record.
@@ -167,7 +167,8 @@ def read_ours(folder: Path, runs: Sequence[Path] = ()) -> Ours:
     found = [*single.values(), *(RunRecord.read(path) for place in runs for path in sorted(place.rglob("record.json")))]
     by_preset: dict[str, list[RunRecord]] = {}
     for record in found:
-        if isinstance(name := record.configuration.get("preset"), str):
+        name = record.configuration.get("preset")
+        if isinstance(name, str) and name in preset_names() and _is_on_its_data(record, load_preset(name)):
             by_preset.setdefault(name, []).append(record)
     return Ours(
         comparisons=_folders(folder / "compare"),
@@ -176,6 +177,11 @@ def read_ours(folder: Path, runs: Sequence[Path] = ()) -> Ours:
         scaling={path.stem: read_scaling(path) for path in scales},
         benchmarks={p.stem: record for p, record in single.items() if p.name.startswith("benchmark")},
     )
+
+
+def _is_on_its_data(record: RunRecord, preset: TrainPreset) -> bool:
+    """Whether a run by a preset is on the preset's data; ``--data`` given beside a preset makes another run of it."""
+    return "data" not in preset.settings or record.configuration.get("data") == preset.settings["data"]
 
 
 def _folders(folder: Path) -> dict[str, Records]:
@@ -352,11 +358,13 @@ def _preset_notes(preset: TrainPreset, runs: Sequence[RunRecord]) -> list[str]:
     """What a run by a preset does otherwise than was published, and what was run."""
     notes = [f"Ours, {preset.name}: {'; '.join(preset.differs)}."]
     if not runs:
-        return [*notes, f"Ours, {preset.name}: {NOT_RUN}; 'rsseglab train --preset {preset.name}' writes the record."]
+        how = f"'rsseglab train --preset {preset.name}' writes a record, 'rsseglab tables --runs FOLDER' reads it"
+        return [*notes, f"Ours, {preset.name}: {NOT_RUN}; {how}."]
     for run in runs:
-        told = ("steps", "batch_size", "lr", "encoder", "decoder")
-        its, theirs = run.configuration, preset.settings
-        changed = [f"{key} {its[key]}" for key in told if key in theirs and its[key] != theirs[key]]
+        its = {**run.configuration, **(run.configuration.get("options") or {})}
+        theirs = {("crop_px" if key == "crop" else key): value for key, value in preset.settings.items()}
+        single = {key: value for key, value in theirs.items() if not isinstance(value, list) and key in its}
+        changed = [f"{key} {its[key]}" for key, value in single.items() if str(its[key]) != str(value)]
         also = f"; not the preset's: {', '.join(changed)}" if changed else ""
         notes.append(f"Ours, {preset.name}, seed {run.seeds[0]}: {run.minutes:.0f} minutes, {_machine(run)}{also}.")
     return notes

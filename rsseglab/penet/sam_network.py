@@ -177,6 +177,16 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
+CACHE = Path.home() / ".cache" / "rsseglab" / "weights"
+
+
+def local_sam_weights(name: str) -> Path | None:
+    """The file of a network's weights, where it is on this machine: in ``RSSEGLAB_WEIGHTS``, or fetched before."""
+    folders = [Path(os.environ["RSSEGLAB_WEIGHTS"])] if os.environ.get("RSSEGLAB_WEIGHTS") else []
+    files = [folder / WEIGHTS[name].file for folder in (*folders, CACHE)]
+    return next((file for file in files if file.is_file()), None)
+
+
 def find_weights(name: str) -> Path:
     """The file of a network's weights, fetched where it is not there yet.
 
@@ -184,16 +194,13 @@ def find_weights(name: str) -> Path:
         UserError: there is no such network; the file can't be fetched, or has a wrong sum.
     """
     _check_name(name)
+    if here := local_sam_weights(name):
+        return here
     weights = WEIGHTS[name]
-    cache = Path.home() / ".cache" / "rsseglab" / "weights"
-    folders = [Path(os.environ["RSSEGLAB_WEIGHTS"])] if os.environ.get("RSSEGLAB_WEIGHTS") else []
-    for folder in (*folders, cache):
-        if (folder / weights.file).is_file():
-            return folder / weights.file
-    path = cache / weights.file
+    path = CACHE / weights.file
     part = path.with_name(path.name + ".part")
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        CACHE.mkdir(parents=True, exist_ok=True)
         fetch(weights.url, part, weights.file)
     except (URLError, HTTPException, OSError, ValueError) as error:
         raise UserError(

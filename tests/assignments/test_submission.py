@@ -60,6 +60,19 @@ def test_a_process_that_dies_is_told(tmp_path):
     assert "the process ended (exit code 3)" in check_file(path, "iou")[0].wrong
 
 
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_process_that_ends_as_if_all_were_well_is_told(tmp_path, calls):
+    path = tmp_path / "iou.py"
+    path.write_text(
+        f"import os\nleft = {calls}\n"
+        "def scene_iou(*_):\n    global left\n    left -= 1\n"
+        "    if not left:\n        os._exit(0)\n    raise ValueError\n"
+    )
+    outcomes = check_file(path, "iou")
+    assert all(outcome.wrong for outcome in outcomes)
+    assert any("the process ended before all checks were done" in outcome.wrong for outcome in outcomes)
+
+
 @pytest.mark.parametrize(
     ("cells", "words"),
     [

@@ -28,7 +28,8 @@ def table(tables, paper, title):
 
 def preset_record(folder, seed, score, **changes):
     configuration = {
-        "preset": "fctl-inria", "steps": 127_050, "batch_size": 6, "lr": 5e-5, "encoder": "vgg16", "decoder": "unet"
+        "preset": "fctl-inria", "data": "inria", "steps": 127_050, "batch_size": 6, "lr": 5e-5, "encoder": "vgg16",
+        "decoder": "unet",
     }  # fmt: skip
     scores = {"mean_iou": 0.9, "mean_f1": 0.8, "overall_accuracy": 0.95, "protocols": {"fctl": {"mean_iou": score}}}
     record = RunRecord(
@@ -83,6 +84,12 @@ def test_a_run_by_a_preset_fills_its_row(tmp_path):
     notes = " ".join(found.notes)
     assert "seed 1: 60 minutes" in notes and "not the preset's: steps 10" in notes
     assert table(made(ours, ["fctl"]), "fctl", "Comparison: DeepGlobe").frame.iloc[-1, 0] == NOT_RUN
+
+
+def test_a_run_on_other_data_fills_no_row(tmp_path):
+    preset_record(tmp_path, 0, 0.735, data="synthetic")
+    found = table(made(read_ours(tmp_path), ["fctl"]), "fctl", "Comparison: Inria Aerial")
+    assert found.frame.iloc[-1, 0] == NOT_RUN
 
 
 def test_a_number_of_one_class_stands_beside_that_class(tmp_path):
