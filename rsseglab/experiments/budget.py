@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
-from rsseglab.inference.estimate import _Count, free_mib
+from rsseglab.inference.estimate import MetaMemory, free_mib
 from rsseglab.inference.predict import pick_device
 from rsseglab.rest.cost import flop_counter
 from rsseglab.scenes.scene import Scene
@@ -147,7 +147,7 @@ def _count(network: nn.Module, shapes: Sequence[tuple[int, ...]], training: bool
 def _peak(network: nn.Module, shapes: Sequence[tuple[int, ...]]) -> float:
     """Bytes of one forward and backward at its worst moment, gradients included, weights not."""
     weights = _weights(network)
-    count = _Count(network)
+    count = MetaMemory(network)
     count.held.update({tensor.untyped_storage()._cdata: 0 for tensor in weights.values()})
     with count, _Attention(training=True):
         _step(network, weights, [torch.empty(shape, device="meta") for shape in shapes])
@@ -182,9 +182,11 @@ class _Attention(TorchFunctionMode):
         self.training, self.flops = training, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        query, key, value = args[:3]
+            return func(*args, **kwargs)
+        names = ("query", "key", "value")
+        query, key, value = (args[k] if len(args) > k else kwargs[name] for k, name in enumerate(names))
         self.flops += 2 * query.numel() * key.shape[-2] + 2 * query[..., 0].numel() * value.shape[-2] * value.shape[-1]
         self.flops += int(2.5 * 4 * query.numel() * key.shape[-2]) if self.training else 0
         # Of the output's shape, and hangs on all three.

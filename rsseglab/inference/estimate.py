@@ -56,7 +56,7 @@ def _estimate_mib(
     """The estimate for one worker."""
     _, _, rows, cols = layout.windows(height, width)[rank]
     with torch.inference_mode(False), torch.no_grad():  # in inference mode operations hide what they are made of
-        count = _Count(network)
+        count = MetaMemory(network)
         with count:
             image = torch.empty(1, bands, rows, cols, device="meta", memory_format=torch.channels_last)
             if layout.parts > 1:
@@ -106,7 +106,7 @@ class _Mesh:
         return None
 
 
-class _Count(TorchDispatchMode):
+class MetaMemory(TorchDispatchMode):
     """Bytes of meta storages that live, and the most of them at a time; the network's weights stand and do not count.
 
     Attributes:
