@@ -11,7 +11,7 @@ the image says of the class, and a gate says how much of it the embedding believ
     CE'_n &= (1 - G_n)\, CE_n + G_n\, \mathrm{candidate}(C_n) &&(5)
 
 ==============  ====================================  ==========================================================
-                ``paper``                             ``code``
+preset          ``paper``                             ``code``
 ==============  ====================================  ==========================================================
 W               linear                                without a bias, of normalised features
 gate            linear, a number a class              two layers with GELU, a number a class and channel; of

@@ -6,7 +6,7 @@ An embedding of a class is a query; its product with a pixel's feature is the pi
     s_n(x) = \langle F(x), \mathrm{Linear}(CE_n) \rangle, \qquad H_n(x) = \sigma(s_n(x))
 
 =====================  ==================================  =====================================================
-                       ``paper`` (Eq. 1)                   ``code``
+preset                 ``paper`` (Eq. 1)                   ``code``
 =====================  ==================================  =====================================================
 score                  as above                            of normalised F and CE, over the root of C, no bias
 what pooling weighs    H                                   H

@@ -7,7 +7,7 @@ with :math:`L_{main} = L_{CE}(P, Y) + L_{Dice}(P, Y)` (13), the heatmap loss (11
 classes below.
 
 ==================  =================================  ==============================================================
-                    ``paper``                          ``code``
+preset              ``paper``                          ``code``
 ==================  =================================  ==============================================================
 cross-entropy       plain                              labels smoothed by 0.05
 Dice                plain                              0.05 px are added to both sides of the ratio
