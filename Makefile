@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 # Two pytest workers on two cores: one thread each.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
-.PHONY: quickstart test test-slow notebooks book book-check lab lint format picture clean
+.PHONY: quickstart test test-slow notebooks book book-check pages lab lint format picture clean
 
 quickstart: $(INSTALLED)  ## train a small network and label whole scenes: minutes on a laptop
 	$(BIN)/rsseglab quickstart --data $(DATA)
@@ -28,6 +28,12 @@ book: .venv/.book  ## the book, all notebooks executed: book/_build/html/index.h
 
 book-check: book  ## open every page in Chromium: outside requests, errors, links, accessibility
 	$(BIN)/python -m pytest -o addopts= -q --import-mode=importlib tests/book/test_site.py
+
+pages: $(INSTALLED)  ## the book's pages that are made of run records
+	$(BIN)/python -m rsseglab.experiments.page book/records/compare > book/comparison.md
+	for paper in $(notdir $(wildcard book/records/ablate/*)); do \
+		$(BIN)/python -m rsseglab.experiments.ablate book/records/ablate/$$paper > book/ablation_$$paper.md; done
+	$(BIN)/rsseglab tables --format markdown --out book/tables.md
 
 lab: $(INSTALLED)  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir notebooks
