@@ -177,13 +177,14 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-CACHE = Path.home() / ".cache" / "rsseglab" / "weights"
+def _cache() -> Path:
+    return Path.home() / ".cache" / "rsseglab" / "weights"
 
 
 def local_sam_weights(name: str) -> Path | None:
     """The file of a network's weights, where it is on this machine: in ``RSSEGLAB_WEIGHTS``, or fetched before."""
     folders = [Path(os.environ["RSSEGLAB_WEIGHTS"])] if os.environ.get("RSSEGLAB_WEIGHTS") else []
-    files = [folder / WEIGHTS[name].file for folder in (*folders, CACHE)]
+    files = [folder / WEIGHTS[name].file for folder in (*folders, _cache())]
     return next((file for file in files if file.is_file()), None)
 
 
@@ -197,10 +198,10 @@ def find_weights(name: str) -> Path:
     if here := local_sam_weights(name):
         return here
     weights = WEIGHTS[name]
-    path = CACHE / weights.file
+    path = _cache() / weights.file
     part = path.with_name(path.name + ".part")
     try:
-        CACHE.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         fetch(weights.url, part, weights.file)
     except (URLError, HTTPException, OSError, ValueError) as error:
         raise UserError(
