@@ -2,35 +2,34 @@
 
     python book/offline.py     # into book/_offline/vendor, which git leaves out; nothing is fetched twice
 
-Three packages of the npm registry, each held to its sum; anywidget's own script lies in the environment already.
+Three packages of npm, each held to its sum; anywidget's own script lies in the environment already.
 """
 
 import hashlib
 import io
 import shutil
+import subprocess
 import sys
 import tarfile
-import urllib.error
-import urllib.request
+import tempfile
 from pathlib import Path
 
-REGISTRY = "https://registry.npmjs.org"
 VENDOR = Path(__file__).parent / "_offline" / "vendor"
 
 #: Package of npm, its sha256, and which of its files go where; a folder where the name ends with a slash.
 PACKAGES = (
     (
-        "mathjax/-/mathjax-3.2.2.tgz",
+        "mathjax@3.2.2",
         "1b9c0a1c44df864e915690558e72adb9cc5203360daefd385084ced3b6c64c09",
         {"es5/tex-mml-chtml.js": "mathjax/", "es5/output/chtml/fonts/woff-v2/": "mathjax/output/chtml/fonts/woff-v2/"},
     ),
     (
-        "@jupyter-widgets/html-manager/-/html-manager-1.0.15.tgz",
+        "@jupyter-widgets/html-manager@1.0.15",
         "2b9d65cb7913e1c7d671757a10008b32c9c2448d4429513371e55c07d6107638",
         {"dist/embed-amd.js": ""},
     ),
     (
-        "requirejs/-/requirejs-2.3.8.tgz",
+        "requirejs@2.3.8",
         "777158e89275e16bd51aec3ef714fbcb5dc45789e7078659933bc814916d7dec",
         {"require.js": ""},
     ),
@@ -51,22 +50,28 @@ def main() -> None:
     if stamp.is_file() and stamp.read_text() == wanted:
         return
     shutil.rmtree(VENDOR, ignore_errors=True)
-    for path, sha256, files in PACKAGES:
-        unpack(fetch(path, sha256), files, VENDOR)
-        print(f"fetched {path}")
+    for name, sha256, files in PACKAGES:
+        unpack(fetch(name, sha256), files, VENDOR)
+        print(f"fetched {name}")
     shutil.copyfile(ANYWIDGET, VENDOR / "anywidget.js")
     (VENDOR / "widget-paths.js").write_text(PATHS)
     stamp.write_text(wanted)
 
 
-def fetch(path: str, sha256: str) -> bytes:
-    """A package of the registry; the program ends with a line that tells why if it can't be had."""
-    try:
-        data: bytes = urllib.request.urlopen(f"{REGISTRY}/{path}", timeout=60).read()
-    except (urllib.error.URLError, TimeoutError) as error:
-        sys.exit(f"{path} could not be fetched ({error}); the book needs the npm registry once.")
+def fetch(name: str, sha256: str) -> bytes:
+    """A package of npm; the program ends with a line that tells why if it can't be had."""
+    npm = shutil.which("npm")
+    if npm is None:
+        sys.exit("npm is not here; install Node.js, by which the book fetches three packages once.")
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run([npm, "pack", "--silent", name], cwd=folder, capture_output=True, text=True)
+        packed = list(Path(folder).glob("*.tgz"))
+        if done.returncode or len(packed) != 1:
+            said = " ".join(done.stderr.split())[-200:]
+            sys.exit(f"{name} could not be fetched ({said}); the book needs npm's packages once.")
+        data = packed[0].read_bytes()
     if hashlib.sha256(data).hexdigest() != sha256:
-        sys.exit(f"{path} is not the file that it should be; try again, or from another network.")
+        sys.exit(f"{name} is not the file that it should be; try again, or from another network.")
     return data
 
 

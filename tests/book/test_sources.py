@@ -1,9 +1,11 @@
 """The book's sources: the contents are whole, each public module has its page, pictures have texts."""
 
 import ast
+import hashlib
 import importlib.util
 import io
 import re
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -100,19 +102,36 @@ def test_packages_are_unpacked_where_pages_look(tmp_path):
     assert found == {"mathjax/a.js", "mathjax/fonts/f.woff", "mathjax/fonts/g.woff"}
 
 
-def test_another_file_than_expected_is_refused(monkeypatch):
+def pretend_npm(monkeypatch, module, code, files=()):
+    """An npm that leaves files, and ends with a code."""
+
+    def run(command, *, cwd, **_):
+        for name, content in files:
+            (Path(cwd) / name).write_bytes(content)
+        return subprocess.CompletedProcess(command, code, "", "no route")
+
+    monkeypatch.setattr(module.shutil, "which", lambda name: name)
+    monkeypatch.setattr(module.subprocess, "run", run)
+
+
+def test_a_package_is_held_to_its_sum(monkeypatch):
     module = offline()
-    monkeypatch.setattr(module.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"not it"))
-    with pytest.raises(SystemExit, match="not the file that it should be"):
-        module.fetch("some/package.tgz", "0" * 64)
+    pretend_npm(monkeypatch, module, 0, [("some-1.0.tgz", b"it")])
+    assert module.fetch("some@1.0", hashlib.sha256(b"it").hexdigest()) == b"it"
+    with pytest.raises(SystemExit, match=r"some@1\.0 is not the file that it should be"):
+        module.fetch("some@1.0", "0" * 64)
 
 
-def test_no_network_is_said(monkeypatch):
+@pytest.mark.parametrize(("code", "files"), [(1, []), (0, [])])
+def test_what_can_not_be_fetched_is_said(monkeypatch, code, files):
     module = offline()
+    pretend_npm(monkeypatch, module, code, files)
+    with pytest.raises(SystemExit, match="could not be fetched .no route.; the book needs npm's packages once"):
+        module.fetch("some@1.0", "0" * 64)
 
-    def fail(*_, **__):
-        raise module.urllib.error.URLError("no route")
 
-    monkeypatch.setattr(module.urllib.request, "urlopen", fail)
-    with pytest.raises(SystemExit, match="needs the npm registry once"):
-        module.fetch("some/package.tgz", "0" * 64)
+def test_without_npm_the_remedy_is_said(monkeypatch):
+    module = offline()
+    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    with pytest.raises(SystemExit, match="install Node.js"):
+        module.fetch("some@1.0", "0" * 64)
