@@ -126,12 +126,12 @@ def test_a_package_is_held_to_its_sum(monkeypatch):
 def test_what_can_not_be_fetched_is_said(monkeypatch, code, files):
     module = offline()
     pretend_npm(monkeypatch, module, code, files)
-    with pytest.raises(SystemExit, match="could not be fetched .no route.; the book needs npm's packages once"):
+    with pytest.raises(SystemExit, match=r"could not be fetched .no route.; the book needs npm's packages once"):
         module.fetch("some@1.0", "0" * 64)
 
 
 def test_without_npm_the_remedy_is_said(monkeypatch):
     module = offline()
     monkeypatch.setattr(module.shutil, "which", lambda name: None)
-    with pytest.raises(SystemExit, match="install Node.js"):
+    with pytest.raises(SystemExit, match=r"install Node.js"):
         module.fetch("some@1.0", "0" * 64)
