@@ -57,11 +57,10 @@ from rasterio.enums import Resampling
 from torch import nn
 
 from rsseglab import plots
-from rsseglab.errors import UserError
 from rsseglab.evaluation import published_fctl
 from rsseglab.evaluation.evaluate import index_reader
 from rsseglab.experiments.ablate import WHOLE, ablation_shown, ablation_table, merging_table
-from rsseglab.experiments.tables import read_records
+from rsseglab.experiments.tables import read_comparisons
 from rsseglab.fctl import Contexts, LocalityAwareCorrelation
 from rsseglab.fctl.model import FCtL
 from rsseglab.fctl.predict import predict_contexts
@@ -599,16 +598,7 @@ ORDER = {
 published = published.loc[list(ORDER)]
 
 
-def read_if_any(place):
-    """Records of an ablation, if there are any."""
-    try:
-        return read_records(place)
-    except UserError:
-        return None
-
-
-found = {place.name: read_if_any(place) for place in sorted(Path(records).glob("*/"))}
-recorded = {name: r for name, r in found.items() if r}
+recorded = read_comparisons(Path(records))
 tables = {name: ablation_table(r) for name, r in recorded.items()}
 titles = {m: next(iter(s.values())).metrics["pooled"]["title"] for r in recorded.values() for m, s in r.items()}
 

@@ -61,7 +61,7 @@ from rsseglab.encoders.weights import local_weights
 from rsseglab.errors import UserError
 from rsseglab.evaluation import Confusion, published_bicor_seg
 from rsseglab.experiments.ablate import ablation_shown, ablation_table
-from rsseglab.experiments.tables import read_records
+from rsseglab.experiments.tables import read_comparisons
 from rsseglab.scenes import Window
 from rsseglab.scenes.datamodule import CropDataset, band_statistics
 from rsseglab.scenes.manifest import load_manifest
@@ -1037,16 +1037,7 @@ printed = pd.concat([table4["miou"], table5["LoveDA"].drop("2")])
 printed = (printed - table4.loc["HBIS + FD + HM", "miou"]).drop("HBIS + FD + HM")
 
 
-def read_if_any(place):
-    """Records of an ablation, if there are any."""
-    try:
-        return read_records(place)
-    except UserError:
-        return None
-
-
-found = {place.name: read_if_any(place) for place in sorted(Path(records).glob("*/"))}
-recorded = {key: r for key, r in found.items() if r and "all" in r}
+recorded = {key: r for key, r in read_comparisons(Path(records)).items() if "all" in r}
 if not recorded:
     display(Markdown("*No ablation is recorded here yet: `rsseglab ablate bicor_seg --data synthetic` makes one.*"))
 for key, its in recorded.items():

@@ -60,7 +60,7 @@ from rsseglab.errors import UserError
 from rsseglab.evaluation import evaluate_scene, pool
 from rsseglab.experiments.ablate import ablation_shown, ablation_table
 from rsseglab.experiments.points import coverage, sample
-from rsseglab.experiments.tables import read_records
+from rsseglab.experiments.tables import read_comparisons
 from rsseglab.inference import Cropping, predict_scene
 from rsseglab.penet import PENet
 from rsseglab.penet.growing import choose, grow_points, windows_around
@@ -445,12 +445,11 @@ Markdown(
 # Each ingredient alone, and all, with three seeds; `rsseglab ablate penet --data dubai` makes the records.
 
 # %%
-folders = [p for p in sorted(Path(records).glob("*")) if list(p.glob("*.json"))] if Path(records).is_dir() else []
-if not folders:
+recorded = read_comparisons(Path(records))
+if not recorded:
     display(Markdown("*There are no records here; `rsseglab ablate penet --data dubai` makes them.*"))
-for folder in folders:
-    its = ablation_table(read_records(folder))
-    display(Markdown(f"**{folder.name}**"), ablation_shown(its))
+for key, its in recorded.items():
+    display(Markdown(f"**{key}**"), ablation_shown(ablation_table(its)))
 
 # %% [markdown]
 # ## 7. What of PENet is known, and what is ours

@@ -23,7 +23,7 @@ from rsseglab.experiments.ablate import KINDS, ablation_of_records, ablation_tab
 from rsseglab.experiments.ablate import conditions as ablation_conditions
 from rsseglab.experiments.page import conditions, gaps, markdown
 from rsseglab.experiments.presets import TrainPreset, load_preset, preset_names
-from rsseglab.experiments.tables import DIFFERENCES, Records, best_crops, preset_of_records, read_records, runs_of
+from rsseglab.experiments.tables import DIFFERENCES, Records, best_crops, preset_of_records, read_comparisons, runs_of
 from rsseglab.training.records import RunRecord, validate
 
 FORMATS = ("text", "markdown", "csv")
@@ -171,8 +171,8 @@ def read_ours(folder: Path, runs: Sequence[Path] = ()) -> Ours:
         if isinstance(name, str) and name in preset_names() and _is_on_its_data(record, load_preset(name)):
             by_preset.setdefault(name, []).append(record)
     return Ours(
-        comparisons=_folders(folder / "compare"),
-        ablations={paper: _folders(folder / "ablate" / paper) for paper in KINDS},
+        comparisons=read_comparisons(folder / "compare"),
+        ablations={paper: read_comparisons(folder / "ablate" / paper) for paper in KINDS},
         presets=by_preset,
         scaling={path.stem: read_scaling(path) for path in scales},
         benchmarks={p.stem: record for p, record in single.items() if p.name.startswith("benchmark")},
@@ -182,10 +182,6 @@ def read_ours(folder: Path, runs: Sequence[Path] = ()) -> Ours:
 def _is_on_its_data(record: RunRecord, preset: TrainPreset) -> bool:
     """Whether a run by a preset is on the preset's data; ``--data`` given beside a preset makes another run of it."""
     return "data" not in preset.settings or record.configuration.get("data") == preset.settings["data"]
-
-
-def _folders(folder: Path) -> dict[str, Records]:
-    return {path.name: read_records(path) for path in sorted(folder.glob("*")) if any(path.glob("*_seed*.json"))}
 
 
 def read_scaling(path: Path) -> Mapping[str, Any]:

@@ -93,8 +93,9 @@ def _place(path: Path) -> tuple[int, int, str]:
 
 
 def read_comparisons(folder: Path) -> dict[str, Records]:
-    """Records of each comparison that has any, by the name of its subfolder."""
-    return {path.parent.name: read_records(path.parent) for path in sorted(folder.glob("*/*_seed*.json"))}
+    """Records of each comparison, or ablation, that has any, by the name of its subfolder."""
+    places = sorted({path.parent for path in folder.glob("*/*_seed*.json")})
+    return {place.name: read_records(place) for place in places}
 
 
 def missing_runs(records: Records, kind: "type[Preset] | None" = None) -> dict[str, list[int]]:

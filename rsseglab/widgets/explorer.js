@@ -10,13 +10,6 @@ export function filled(text, knobs, chosen) {
   return knobs.reduce((done, knob, i) => done.replaceAll(`{${knob.name}}`, knob.values[chosen[i]]), text);
 }
 
-function element(name, attributes, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
-}
-
 function render({ model, el }) {
   const knobs = model.get("knobs");
   const picture = element("img", {});

@@ -21,6 +21,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from rsseglab.errors import UserError
+from rsseglab.widgets.scripts import script
 
 MOST = 200  # settings; more are neither drawn in a minute nor sent in a page
 COLORS = 128  # of a picture's palette, which is half the size of all colours
@@ -44,7 +45,7 @@ class Explorer(anywidget.AnyWidget):
         UserError: there are no settings, or too many; the start is none of them.
     """
 
-    _esm = Path(__file__).with_name("explorer.js")
+    _esm = script("explorer")
     _css = Path(__file__).with_name("explorer.css")
 
     knobs: Any = traitlets.List().tag(sync=True)  # {name, values: texts, slider}

@@ -87,13 +87,6 @@ export function fromGeoJSON(text, classes) {
 
 // --- the widget ---
 
-function element(kind, attributes = {}, ...children) {
-  const made = document.createElement(kind);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
-}
-
 function render({ model, el }) {
   const size = model.get("size");
   const classes = model.get("classes");

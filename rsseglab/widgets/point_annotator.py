@@ -38,6 +38,7 @@ from rsseglab.plots import rgb_bands, stretched, thumbnail
 from rsseglab.scenes.points import Point, check_points, read_points, write_points
 from rsseglab.scenes.scene import Scene, Window
 from rsseglab.scenes.views import read_small
+from rsseglab.widgets.scripts import script
 
 TILE_PX = 256
 PREVIEW_PX = 1024
@@ -60,7 +61,7 @@ class PointAnnotator(anywidget.AnyWidget):
         UserError: the scene has no classes, or the file is of another scene.
     """
 
-    _esm = Path(__file__).with_name("point_annotator.js")
+    _esm = script("point_annotator")
     _css = Path(__file__).with_name("point_annotator.css")
 
     size: Any = traitlets.List().tag(sync=True)  # rows and columns

@@ -11,13 +11,6 @@ export function placeOf(x, left, width) {
   return Math.min(100, Math.max(0, (100 * (x - left)) / width));
 }
 
-function element(name, attributes, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
-}
-
 function render({ model, el }) {
   const pictures = model.get("pictures");
   const data = new Map(pictures.map((p) => [p.title, p.data]));

@@ -30,6 +30,7 @@ from rsseglab.plots import (
     thumbnail,
 )
 from rsseglab.scenes.scene import Scene
+from rsseglab.widgets.scripts import script
 
 MAX_PX = 1000  # of a picture's longer side
 #: A page without a kernel: the widget's own script, on a model that lives in the page.
@@ -71,8 +72,8 @@ class Swipe(anywidget.AnyWidget):
         UserError: there are fewer than two pictures, they differ in shape, or a title is of none.
     """
 
-    _script, _style = (Path(__file__).with_name(f"swipe.{kind}") for kind in ("js", "css"))
-    _esm, _css = _script, _style
+    _esm = script("swipe")
+    _css = Path(__file__).with_name("swipe.css")
 
     pictures: Any = traitlets.List().tag(sync=True)  # {title, data}
     legend: Any = traitlets.List().tag(sync=True)  # {name, color}
@@ -114,13 +115,11 @@ class Swipe(anywidget.AnyWidget):
             title: of the page.
         """
         state = {name: getattr(self, name) for name in ("pictures", "legend", "left", "right", "place", "alt")}
-        script = (
-            Swipe._script.read_text(encoding="utf-8").replace("export ", "").replace("default {", "const widget = {")
-        )
+        inline = script("swipe").replace("export default {", "const widget = {").replace("export ", "")
         page = PAGE.format(
             title=escape(title),
-            css=Swipe._style.read_text(encoding="utf-8"),
-            script=script,
+            css=Path(__file__).with_name("swipe.css").read_text(encoding="utf-8"),
+            script=inline,
             state=json.dumps(state).replace("</", "<\\/"),  # no text may end the script
         )
         Path(path).write_text(page, encoding="utf-8")
