@@ -4,8 +4,8 @@ DATA ?= synthetic
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-# Two pytest workers on two cores: one thread each.
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+# Two pytest workers on two cores: one thread each; who is done takes tests from the other.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: quickstart test test-slow notebooks book book-check pages lab lint format picture clean
 

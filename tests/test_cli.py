@@ -402,6 +402,7 @@ def test_ablate_class_embeddings_from_the_command_line(tmp_path, capsys):
     assert "BiCoR-Seg in parts" in page and "| no refinement |" in page and "paper (seed 0)" in page
 
 
+@pytest.mark.slow
 def test_ablate_points_from_the_command_line(tmp_path, capsys):
     methods = ["points", "superpixels", "soft", "dense"]
     if not os.environ.get("RSSEGLAB_WEIGHTS"):
@@ -495,6 +496,7 @@ def test_the_published_presets_of_fctl(data, tmp_path):
     assert (tmp_path / "r" / "context_3" / "best.ckpt").is_file()
 
 
+@pytest.mark.slow
 def test_ablate_from_the_command_line(tmp_path, capsys):
     methods = ["contexts-1-2-3", "contexts-none", "refined-none"]
     out = ["--out", str(tmp_path)]

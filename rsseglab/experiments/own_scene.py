@@ -10,7 +10,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -20,7 +20,6 @@ import geopandas as gpd
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -30,12 +29,12 @@ from rsseglab.encoders import local_weights
 from rsseglab.errors import UserError
 from rsseglab.evaluation import Evaluation, evaluate_scene, pool
 from rsseglab.evaluation.evaluate import index_reader
+from rsseglab.experiments.budget import budget, describe
 from rsseglab.experiments.methods import cropping_of, predict_by_crops
 from rsseglab.experiments.own_labels import Prepared, prepare
 from rsseglab.experiments.points import grow_and_write
 from rsseglab.experiments.run import train_and_record
 from rsseglab.inference.gis import write_for_gis
-from rsseglab.inference.predict import pick_device
 from rsseglab.penet.sam_network import local_sam_weights
 from rsseglab.plots import class_legend, colorize, draw, label_thumbnail, prediction_thumbnail, save, thumbnail
 from rsseglab.scenes.manifest import Part
@@ -44,8 +43,6 @@ from rsseglab.scenes.scene import Scene
 from rsseglab.scenes.split import Split
 from rsseglab.training.checkpoint import load_checkpoint
 from rsseglab.training.fit import TrainConfig, TrainResult
-from rsseglab.training.losses import SegmentationLoss
-from rsseglab.training.networks import build_network
 from rsseglab.training.records import RunRecord
 
 ENCODER = "tf_efficientnet_lite0"
@@ -153,7 +150,7 @@ def own_scene(
         val_window_px=WINDOW * prepared.crop_px,
         seed=seed,
     )
-    print(_plan(prepared, config))
+    print(_plan(prepared, config, out))
     by = (grow_by or _best_source()) if prepared.clicks else None
     fitted = _fit(prepared, config, out, by, resume)
     maps, regions = _map_all(prepared, fitted.checkpoint, out, sieve_px)
@@ -250,12 +247,13 @@ def _written(out: Path, maps: Sequence[Path]) -> str:
 # --- before ---
 
 
-def _plan(prepared: Prepared, config: TrainConfig) -> str:
-    """What is about to happen, and how long it will take."""
+def _plan(prepared: Prepared, config: TrainConfig, out: Path) -> str:
+    """What is about to happen, and what it will take."""
     split = prepared.split
     kind = "points" if prepared.clicks else "polygons"
     sizes = ", ".join(f"{scene.name} ({scene.width} x {scene.height} px)" for scene in prepared.scenes)
-    minutes = estimate_minutes(prepared, config)
+    parts = [prepared.manifest.scenes(name, prepared.manifest.path.parent) for name in ("train", "val")]
+    its = budget(config, *parts, prepared.scenes)
     return "\n".join(
         [
             f"{sizes}: {sum(prepared.drawn.values())} {kind}, {len(prepared.scenes[0].classes)} classes",
@@ -263,48 +261,9 @@ def _plan(prepared: Prepared, config: TrainConfig) -> str:
             f"{len(split.val)} blocks ({split.val_px.sum():,} px), {split.gap_px} px or more apart",
             f"{config.decoder} on {config.encoder}, {'pretrained' if config.weights else 'random'} weights, "
             f"{config.steps} steps of {config.batch_size} crops of {config.crop_px} px",
-            f"about {minutes:.0f} minutes on {pick_device()}" if minutes >= 1.5 else "about a minute, or less",
+            describe("training, validations and the map", its, out),
         ]
     )
-
-
-def estimate_minutes(prepared: Prepared, config: TrainConfig) -> float:
-    """How long training, validation and mapping will take: one step and one batch of windows are timed.
-
-    Args:
-        prepared: scenes and split.
-        config: the run.
-    """
-    device, scene = pick_device(), prepared.scenes[0]
-    network = build_network(
-        config.method, config.encoder, config.decoder, scene.count, len(scene.classes), None, config.options
-    ).to(device)
-    side, batch = int(config.crop_px or 0), config.batch_size
-    image = torch.zeros(batch, scene.count, side, side, device=device)
-    label = torch.zeros(batch, side, side, dtype=torch.long, device=device)
-    criterion = SegmentationLoss()
-
-    def step() -> None:
-        criterion(network(image), label).backward()
-
-    def infer() -> None:
-        with torch.no_grad():
-            network(image)
-
-    stepping, labelling = _seconds(step), _seconds(infer) / batch
-    windows = sum((s.height / side) * (s.width / side) / (1 - OVERLAP) ** 2 for s in prepared.scenes)
-    validated = sum(p.window.height * p.window.width for p in prepared.split.val) / side**2
-    validations = -(-config.steps // config.val_every)
-    return (config.steps * stepping + (windows + validations * validated) * labelling) / 60
-
-
-def _seconds(call: Callable[[], None]) -> float:
-    call()  # the first one makes memory ready
-    start = perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return perf_counter() - start
 
 
 def _best_source() -> str:

@@ -9,6 +9,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+# Ranks are forked from a process that has imported what they need: half a second in the place of ten.
+mp.set_forkserver_preload(
+    ["torch", "torch._dynamo", "segmentation_models_pytorch", "rsseglab.rest", "rsseglab.spatial"]
+)
+
 
 def _rank(rank, world, folder, seconds, function, args):
     torch.set_num_threads(1)
@@ -27,4 +32,5 @@ def _rank(rank, world, folder, seconds, function, args):
 
 def spawn(world, function, *args, seconds=60):
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank, (world, Path(folder).as_posix(), seconds, function, args), nprocs=world)
+        place = (world, Path(folder).as_posix(), seconds, function, args)
+        mp.start_processes(_rank, place, nprocs=world, start_method="forkserver")

@@ -79,6 +79,7 @@ def _killed_at_step_four(*args):
     _fit_here(*args)
 
 
+@pytest.mark.slow
 def test_a_run_of_ranks_resumes_as_if_it_had_not_been_killed(tmp_path, scenes):
     settings = config(spatial="2", val_every=2)
     whole = fit(*scenes, settings, tmp_path / "whole", progress=False)
@@ -150,6 +151,7 @@ def _folders_differ(train, val, settings, folder):
     fit(train, val, settings, mine, resume=True, progress=False)
 
 
+@pytest.mark.slow
 def test_ranks_that_see_different_folders_all_stop(tmp_path, scenes):
     settings = config(spatial="2", steps=2, val_every=2)
     launch(2, "cpu", _fit_here, *scenes, settings, tmp_path / "run")
@@ -173,7 +175,7 @@ def changed(scene, brighter, land=1):
     return Scene(ArraySource(pixels), ArraySource(values), CLASSES, [0], name=scene.name, bands=scene.bands)
 
 
-@pytest.mark.parametrize("differ", [_pixels_differ, _labels_of_validation_differ])
+@pytest.mark.parametrize("differ", [_pixels_differ, pytest.param(_labels_of_validation_differ, marks=pytest.mark.slow)])
 def test_ranks_that_see_different_pixels_all_stop(tmp_path, scenes, differ):
     with pytest.raises(UserError, match=r"rank 1 has other pixels or labels in the scenes than rank 0"):
         launch(2, "cpu", differ, *scenes, config(spatial="2"), tmp_path / "run")
