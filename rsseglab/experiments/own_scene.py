@@ -252,8 +252,8 @@ def _plan(prepared: Prepared, config: TrainConfig, out: Path) -> str:
     split = prepared.split
     kind = "points" if prepared.clicks else "polygons"
     sizes = ", ".join(f"{scene.name} ({scene.width} x {scene.height} px)" for scene in prepared.scenes)
-    parts = [prepared.manifest.scenes(name, prepared.manifest.path.parent) for name in ("train", "val")]
-    its = budget(config, *parts, prepared.scenes)
+    train, val = (prepared.manifest.scenes(name, prepared.manifest.path.parent) for name in ("train", "val"))
+    its = budget(config, train, val, prepared.scenes)
     return "\n".join(
         [
             f"{sizes}: {sum(prepared.drawn.values())} {kind}, {len(prepared.scenes[0].classes)} classes",

@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -276,19 +278,20 @@ def test_a_killed_rank_ends_the_command(tmp_path, checkpoint):
     assert not list(tmp_path.glob("q*"))
 
 
-def test_the_command_over_ranks_gives_what_one_process_gives(tmp_path, checkpoint, capfd):
+def test_the_command_over_ranks_gives_what_one_process_gives(tmp_path, checkpoint, capsys):
     make_scene(tmp_path)
     command = ["predict", str(tmp_path / "a_image.tif"), "--checkpoint", str(checkpoint), "--whole", "--device", "cpu"]
     assert main([*command, "--output", str(tmp_path / "one.tif")]) == 0
-    assert main([*command, "--output", str(tmp_path / "two.tif"), "--spatial", "1x2"]) == 0
-    said = capfd.readouterr().out
+    said = capsys.readouterr().out
+    ranks = [sys.executable, "-m", "rsseglab.cli", *command, "--output", str(tmp_path / "two.tif"), "--spatial", "1x2"]
+    said += subprocess.run(ranks, check=True, capture_output=True, text=True).stdout
     assert said.count("labelling a_image whole, 130 x 96 px: about") == 2 and "a worker, 2 of them here" in said
     with rasterio.open(tmp_path / "one.tif") as one, rasterio.open(tmp_path / "two.tif") as two:
         assert (one.read() != two.read()).sum() <= 1 and one.tags()["tiles"] == "1 x 1"
     for wrong in (["--window", "64"], ["--probabilities"]):
         assert main([*command, *wrong]) == 2
     assert main([*(c for c in command if c != "--whole"), "--spatial", "2"]) == 2
-    assert "--spatial cuts scenes that are labelled whole" in capfd.readouterr().err
+    assert "--spatial cuts scenes that are labelled whole" in capsys.readouterr().err
 
 
 def test_under_torchrun_there_are_as_many_ranks_as_tiles(tmp_path, checkpoint, monkeypatch):

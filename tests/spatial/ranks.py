@@ -9,10 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-# Ranks are forked from a process that has imported what they need: half a second in the place of ten.
-mp.set_forkserver_preload(
-    ["torch", "torch._dynamo", "segmentation_models_pytorch", "rsseglab.rest", "rsseglab.spatial"]
-)
+from rsseglab.launch import start_context
 
 
 def _rank(rank, world, folder, seconds, function, args):
@@ -33,4 +30,4 @@ def _rank(rank, world, folder, seconds, function, args):
 def spawn(world, function, *args, seconds=60):
     with tempfile.TemporaryDirectory() as folder:
         place = (world, Path(folder).as_posix(), seconds, function, args)
-        mp.start_processes(_rank, place, nprocs=world, start_method="forkserver")
+        mp.start_processes(_rank, place, nprocs=world, start_method=start_context("cpu").get_start_method())
