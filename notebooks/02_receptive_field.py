@@ -26,11 +26,11 @@
 
 # %% tags=["parameters"] nbmake={"mock": {"encoder": "test_resnet", "steps": 2, "twin_steps": 2, "twin_pairs": 2, "sides": [512], "scenes": 1, "images": 1}}
 encoder = "resnet18"  # of the U-Nets
-steps = 120  # training steps of the network of sections 2 to 4
+steps = 80  # training steps of the network of sections 2 to 4
 twin_steps = 100  # training steps of the network of section 5
 twin_pairs = 8  # that it is asked about
 sides = [64, 128, 256, 512]  # of the windows in section 4, px
-scenes = 2  # that are labelled in section 4, at most 2
+scenes = 1  # that are labelled in section 4, at most 2
 images = 4  # over which the effective receptive field is averaged
 seed = 0
 

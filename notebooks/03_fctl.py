@@ -28,7 +28,7 @@
 # says which.
 
 # %% tags=["parameters"] nbmake={"mock": {"steps": 2, "pairs": 3, "tests": 1, "places": 1, "patch_px": 128, "large_px": 768}}
-steps = 250  # of training
+steps = 200  # of training
 pairs = 100  # twin scenes to train on
 tests = 3  # twin scenes to test on
 places = 2  # rows and columns to choose from in section 3, beside the one drawn

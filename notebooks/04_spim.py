@@ -26,8 +26,8 @@
 # needed: the scenes are made here.
 
 # %% tags=["parameters"] nbmake={"mock": {"steps": 2, "seeds": 1, "large_px": 384, "most_tiles": 16}}
-steps = 120  # training steps
-seeds = 3  # networks that are trained, each from another start and on other scenes
+steps = 100  # training steps
+seeds = 2  # networks that are trained, each from another start and on other scenes
 large_px = 1024  # side of the large scenes of section 4
 most_tiles = 64  # up to so many of them are tried in section 4
 

@@ -28,8 +28,8 @@
 # %% tags=["parameters"] nbmake={"mock": {"real": false, "encoder": "test_resnet", "steps": 2, "side_px": 512}}
 real = True  # use the real scenes where they are; made ones otherwise
 encoder = "resnet18"  # of the U-Nets
-steps = 100  # training steps of each network
-side_px = 2048  # side of the part of a drone scene that is labelled in section 5
+steps = 40  # training steps of each network
+side_px = 1024  # side of the part of a drone scene that is labelled in section 5
 seed = 0
 
 # %%
@@ -304,8 +304,8 @@ plots.show(figure, "Label, prediction and errors of the hyperspectral scene, par
 
 # %% [markdown]
 # Read the accuracy beside that of the constant map: with the real scene, one wood is half of what is labelled in the
-# south. The mean IoU, where every class counts alike and a class that training never had counts 0, says how little a
-# hundred steps on 72 rows have found out about other fields.
+# south. The mean IoU, where every class counts alike and a class that training never had counts 0, says how little so
+# few steps on 72 rows have found out about other fields.
 #
 # ## 2. Thirty-two bands, in a data set's own layout
 #

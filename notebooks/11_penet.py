@@ -33,7 +33,7 @@
 # %% tags=["parameters"] nbmake={"mock": {"real": false, "encoder": "test_resnet", "steps": 6, "crop_px": 64, "budgets": [0.5, 1.0], "shrink": 4, "allow_sam": false}}
 real = True  # use the real scenes where they are; made ones otherwise
 encoder = "tf_efficientnet_lite0"
-steps = 120  # of each training
+steps = 60  # of each training
 crop_px = 128  # side of a crop, px of the shrunk scene
 budgets = (0.05, 0.2, 1.0)  # shares of the clicks
 shrink = 0  # scenes are averaged over so many px a side first; 0: 4 of Dubai's, 2 of made ones

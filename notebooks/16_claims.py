@@ -24,9 +24,9 @@
 # No data is needed.
 
 # %% tags=["parameters"] nbmake={"mock": {"steps": 2, "side_px": 256, "windows": [64, 128], "overlaps": [0, 0.5], "tiles": ["2x2"]}}
-steps = 80  # of training
+steps = 60  # of training
 seed = 0
-side_px = 768  # of the part of the test scene that is labelled
+side_px = 512  # of the part of the test scene that is labelled
 windows = [64, 128, 256]  # sides of crops, px
 overlaps = [0, 0.25, 0.5]  # of neighbouring crops
 tiles = ["1x2", "2x2", "3x3"]  # layouts of the whole part
@@ -67,7 +67,7 @@ scene = part_of(manifest.scenes("test")[0], Window(0, 0, side_px, side_px), "par
 
 # %%
 config = TrainConfig(
-    encoder="tf_efficientnet_lite0", steps=steps, val_every=max(steps // 2, 1), batch_size=8, crop_px=192, seed=seed
+    encoder="tf_efficientnet_lite0", steps=steps, val_every=max(steps // 2, 1), batch_size=4, crop_px=192, seed=seed
 )
 trained = load_checkpoint(fit(manifest.scenes("train"), manifest.scenes("val"), config, folder / "run").checkpoint)
 found = {}
