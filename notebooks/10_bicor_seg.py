@@ -33,8 +33,8 @@
 # %% tags=["parameters"] nbmake={"mock": {"real": false, "encoder": "test_resnet", "steps": 3, "crop_px": 64, "windows": 6, "shrink": 4}}
 real = True  # use the real scenes where they are; made ones otherwise
 encoder = "tf_efficientnet_lite0"
-steps = 80  # of training, of each of two networks
-crop_px = 256  # side of a crop, px of the shrunk scene
+steps = 100  # of training, of each of two networks
+crop_px = 128  # side of a crop, px of the shrunk scene
 windows = 12  # of test scenes, for the pictures of embeddings
 shrink = 0  # scenes are averaged over so many px a side first; 0: 4 of Dubai's, 2 of made ones
 seed = 0
