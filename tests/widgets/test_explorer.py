@@ -43,7 +43,13 @@ def test_what_the_browser_is_told(widget):
         {"name": "gray", "values": ["0.0", "0.4", "0.8"], "slider": True},
         {"name": "shape", "values": ["low", "high"], "slider": False},
     ]
-    assert widget.chosen == [0, 1] and len(widget.pictures) == 6 and not plt.get_fignums()
+    assert widget.chosen == [0, 1] and len(widget.pictures) == 6
+
+
+def test_no_figure_is_left_open():
+    before = plt.get_fignums()
+    Explorer(square, KNOBS, {"shape": 2}, "a square of {gray}, {shape}", dpi=40, progress=False)
+    assert plt.get_fignums() == before
 
 
 @pytest.mark.parametrize(
