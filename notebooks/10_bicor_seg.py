@@ -749,6 +749,7 @@ for (label, of_layers), row in zip(explained.items(), grid, strict=True):
         title = f"{label}, {when}\n$S_w$ {within:.2g}, $S_b$ {between:.2g}, ratio {within / between:.2g}"
         axes.set_title(title, fontsize=10)
         axes.set(xlabel="first direction", ylabel="second direction")
+        axes.locator_params(nbins=5)
         axes.axis("equal")
     row[2].text(0.02, 0.02, f"shown: {kept:.0%} of the variance", transform=row[2].transAxes, fontsize=9)
 handles = [
