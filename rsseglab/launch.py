@@ -28,6 +28,7 @@ from rsseglab.errors import UserError
 TIMEOUT = timedelta(minutes=30)  # of a rank that waits for another, which may have much to read
 SAID = 16_000  # characters of an error: a pipe that nobody reads yet holds 64 KiB
 GRACE_S = 10  # for a rank that is told to end, to clean up
+#: What ranks that train or label import, imported before they are forked.
 LIBRARIES = ["torch._dynamo", "lightning.pytorch", "segmentation_models_pytorch", "torchgeo.datamodules"]
 
 
@@ -90,7 +91,14 @@ def launch(
 def start_context(device_type: str) -> Any:
     """How processes start: on CPUs forked from one that has imported the libraries, once for all ranks.
 
-    That takes seconds in the place of seconds a rank. CUDA does not bear a fork, and Windows has none.
+    CUDA does not bear a fork, and Windows has none. That one process lives on: it has the environment and the standard
+    output of the first launch, so a rank is handed the environment of its own.
+
+    Args:
+        device_type: "cuda" or "cpu".
+
+    Returns:
+        A context of `torch.multiprocessing`.
     """
     if device_type == "cuda" or "forkserver" not in mp.get_all_start_methods():
         return mp.get_context("spawn")

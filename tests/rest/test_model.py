@@ -124,8 +124,7 @@ def _on_ranks(rank, interaction, encoder):
 
 
 @pytest.mark.parametrize(
-    ("interaction", "encoder"),
-    [("spim", "convnext_atto"), ("exact+spim", "resnet18"), ("none", "resnet18")],
+    ("interaction", "encoder"), [("spim", "convnext_atto"), ("exact+spim", "resnet18"), ("none", "resnet18")]
 )
 def test_over_ranks(interaction, encoder):
     spawn(4, _on_ranks, interaction, encoder, seconds=120)
