@@ -24,7 +24,7 @@
 # made here. **It takes** two or three minutes on a laptop with two cores, and 2 GiB of memory.
 
 # %% tags=["parameters"] nbmake={"mock": {"steps": 2}}
-steps = 100  # training steps; more give a better map and the same lesson
+steps = 240  # training steps; more give a better map and the same lesson
 seed = 0
 
 # %%
@@ -77,7 +77,7 @@ plots.show(figure, "A made scene in true colour and its label in seven classes."
 
 # %%
 config = TrainConfig(
-    encoder="tf_efficientnet_lite0", steps=steps, val_every=max(steps // 3, 1), batch_size=4, crop_px=192, seed=seed
+    encoder="tf_efficientnet_lite0", steps=steps, val_every=max(steps // 3, 1), batch_size=4, crop_px=128, seed=seed
 )
 result = fit(manifest.scenes("train"), manifest.scenes("val"), config, folder / "run")
 trained = load_checkpoint(result.checkpoint)

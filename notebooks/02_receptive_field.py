@@ -26,12 +26,12 @@
 
 # %% tags=["parameters"] nbmake={"mock": {"encoder": "test_resnet", "steps": 2, "twin_steps": 2, "twin_pairs": 2, "sides": [512], "scenes": 1, "images": 1}}
 encoder = "resnet18"  # of the U-Nets
-steps = 80  # training steps of the network of sections 2 to 4
-twin_steps = 100  # training steps of the network of section 5
-twin_pairs = 8  # that it is asked about
-sides = [64, 128, 256, 512]  # of the windows in section 4, px
+steps = 100  # training steps of the network of sections 2 to 4
+twin_steps = 90  # training steps of the network of section 5
+twin_pairs = 6  # that it is asked about
+sides = [64, 128, 512]  # of the windows in section 4, px
 scenes = 1  # that are labelled in section 4, at most 2
-images = 4  # over which the effective receptive field is averaged
+images = 2  # over which the effective receptive field is averaged
 seed = 0
 
 # %%
@@ -96,12 +96,12 @@ for name, x in (("image", image), ("answer", answer)):
 reach = {"three convolutions 3 x 3": receptive_field(three, 1, multiple_px=1)}
 for decoder in ("unet", "fcn", "fpn", "deeplabv3plus"):
     network = create_network(encoder, decoder, 3, 7).eval()
-    reach[f"{decoder}, {encoder}"] = receptive_field(network, limit_px=1024)
+    reach[f"{decoder}, {encoder}"] = receptive_field(network, limit_px=512)
 seen_px = int(reach[f"unet, {encoder}"].radius_px)
 pd.DataFrame({name: vars(field) for name, field in reach.items()}, dtype=object).T
 
 # %% [markdown]
-# Infinite means: more than 1024 px, and here for a reason. DeepLabV3+ pools over the whole image. With the FPN it is
+# Infinite means: more than 512 px, and here for a reason. DeepLabV3+ pools over the whole image. With the FPN it is
 # less obvious: its decoder has *group norms*, whose mean and variance are taken over the whole image. A network can see
 # everything by accident, and then its answer for a crop is never quite its answer for the scene.
 #
@@ -118,7 +118,9 @@ pd.DataFrame({name: vars(field) for name, field in reach.items()}, dtype=object)
 
 # %%
 manifest = load_manifest("synthetic")
-config = TrainConfig(encoder=encoder, steps=steps, val_every=max(steps // 3, 1), crop_px=128, seed=seed)
+config = TrainConfig(
+    encoder=encoder, steps=steps, val_every=max(steps // 2, 1), batch_size=4, crop_px=128, seed=seed
+)
 result = fit(manifest.scenes("train"), manifest.scenes("val"), config, folder / "run")
 trained = load_checkpoint(result.checkpoint)
 print(f"validation mean IoU {result.val_mean_iou:.3f} after {result.seconds:.0f} s")
@@ -358,7 +360,7 @@ optimizer = torch.optim.AdamW(twin_unet.parameters())
 schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=twin_steps + 1)
 losses = []
 for step in range(twin_steps):
-    x, labels = twin_batch(range(4 * step, 4 * step + 4))
+    x, labels = twin_batch(range(3 * step, 3 * step + 3))
     loss = F.cross_entropy(twin_unet(x), labels.long())
     optimizer.zero_grad()
     loss.backward()

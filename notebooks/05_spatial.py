@@ -160,7 +160,7 @@ def halo_of(kernel, stride, dilation, bands):
 
 Explorer(
     halo_of,
-    {"kernel": [1, 3, 5, 7], "stride": [1, 2, 4], "dilation": [1, 2, 4, 8], "bands": [2, 4, 8]},
+    {"kernel": [1, 3, 5], "stride": [1, 2], "dilation": [1, 2, 4], "bands": [4, 8]},
     {"kernel": 3, "dilation": 2, "bands": 4},
     "Rows that each of {bands} workers owns, and rows that it reads: kernel {kernel} px, stride {stride}, dilation {dilation}.",
     dpi=70,

@@ -29,7 +29,7 @@
 real = True  # use the real scenes where they are; made ones otherwise
 encoder = "resnet18"  # of the U-Nets
 steps = 40  # training steps of each network
-side_px = 1024  # side of the part of a drone scene that is labelled in section 5
+side_px = 768  # side of the part of a drone scene that is labelled in section 5
 seed = 0
 
 # %%
@@ -394,7 +394,7 @@ def of_water(split):
 
 
 train, val, test = (of_water(split) for split in ("train", "val", "test"))
-config = replace(REST, crop_px=192, batch_size=4)
+config = replace(REST, crop_px=128, batch_size=4)
 result = fit(train, val, config, folder / "water_run", progress=False)
 trained = load_checkpoint(result.checkpoint)
 paths = [folder / f"water_{s.name}.tif" for s in test]
@@ -480,7 +480,7 @@ def of_buildings(split, shrink):
 results, maps = {}, {}
 target = of_buildings("test", 1)[0]
 for shrink in (1, 4):
-    config = replace(REST, crop_px=min(256, 32 * (side_px // shrink // 32)), batch_size=2, val_window_px=512)
+    config = replace(REST, crop_px=min(192, 32 * (side_px // shrink // 32)), batch_size=2, val_window_px=512)
     train, val = of_buildings("train", shrink), of_buildings("val", shrink)
     config = replace(config, crop_px=min(config.crop_px, *(min(s.height, s.width) // 32 * 32 for s in train)))
     result = fit(train, val, config, folder / f"drone_{shrink}", progress=False)
