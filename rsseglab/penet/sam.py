@@ -44,7 +44,7 @@ Mask = NDArray[np.bool_]
 Places = NDArray[np.floating[Any]]  # (n, 2): rows and columns in px from a window's corner
 KEPT = 4  # embeddings in memory, of 4 MiB each
 NEGATIVES = 8  # prompts beside a click
-AT_ONCE = 8  # prompts that are decoded together, of some 32 MiB each
+AT_ONCE = 2  # prompts decoded together, of some 32 MiB each: more overflow a CPU's cache, and each takes longer
 
 
 @dataclass(frozen=True)
