@@ -29,7 +29,7 @@ seed = 0
 side_px = 512  # of the part of the test scene that is labelled
 windows = [64, 128, 256]  # sides of crops, px
 overlaps = [0, 0.25, 0.5]  # of neighbouring crops
-tiles = ["1x2", "2x2", "3x3"]  # layouts of the whole part
+tiles = ["1x2", "2x2", "4x4"]  # layouts of the whole part; alone, a tile's sides have to be multiples of 32 px
 records = "../book/records/compare"
 
 # %%
