@@ -30,10 +30,11 @@
 # similarity of features, and an attention module (EMA). *How* they are put together is **our reading**; the list at the end
 # says of each part whether it is known, published elsewhere, or ours.
 
-# %% tags=["parameters"] nbmake={"mock": {"real": false, "encoder": "test_resnet", "steps": 6, "crop_px": 64, "budgets": [0.5, 1.0], "shrink": 4, "allow_sam": false}}
+# %% tags=["parameters"] nbmake={"mock": {"real": false, "encoder": "test_resnet", "steps": 6, "watched": 6, "crop_px": 64, "budgets": [0.5, 1.0], "shrink": 4, "allow_sam": false}}
 real = True  # use the real scenes where they are; made ones otherwise
 encoder = "tf_efficientnet_lite0"
-steps = 60  # of each training
+steps = 60  # of each training in section 5
+watched = 180  # steps of the training that section 3 watches
 crop_px = 128  # side of a crop, px of the shrunk scene
 scenes = 1  # to train on, the smallest first; at most 3
 budgets = (0.05, 0.2, 1.0)  # shares of the clicks
@@ -272,11 +273,11 @@ plots.show(figure, "The label grown from clicks, and where it is wrong.")
 
 # %%
 data = PointDataModule(
-    clicked, val, grown=grown, crop_px=crop_px, batch_size=4, steps=steps, val_window_px=crop_px, seed=seed
+    clicked, val, grown=grown, crop_px=crop_px, batch_size=4, steps=watched, val_window_px=crop_px, seed=seed
 )
 data.setup("fit")
 weights = "pretrained" if local_weights(encoder) else None
-network = PENet(encoder, len(classes), decoder="fpn", steps=steps, weights=weights).train()
+network = PENet(encoder, len(classes), decoder="fpn", steps=watched, weights=weights).train()
 optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
 
 # The crop to look at: of some, the one with most classes.
@@ -288,10 +289,10 @@ truth = crops.augmentation(10_000 + index).move(
     torch.from_numpy(train[clicked.index(scene_at)].read_label(window_at).astype(np.int64))
 )
 
-snapshots, every, start = [], max(1, steps // 12), time.perf_counter()
-for step in range(steps):
+snapshots, every, start = [], max(1, watched // 12), time.perf_counter()
+for step in range(watched):
     for group in optimizer.param_groups:
-        group["lr"] = 1e-3 * rate(step, steps, steps // 10, "cosine")
+        group["lr"] = 1e-3 * rate(step, watched, watched // 10, "cosine")
     batch = [data.train_dataset[4 * step + i] for i in range(4)]
     image = data.normalize(torch.stack([b["image"] for b in batch]))
     mask, more = (torch.stack([b[key] for b in batch]) for key in ("mask", "grown"))
@@ -308,7 +309,7 @@ for step in range(steps):
             expanded = network.criterion.expand(mapped, anchors)
             network.criterion.similarity.load_state_dict(memory)  # looking is not training
             snapshots.append((step + 1, expanded[0], mapped.logits.argmax(1)[0]))
-print(f"{steps} steps in {time.perf_counter() - start:.0f} s, loss {float(loss):.2f}")
+print(f"{watched} steps in {time.perf_counter() - start:.0f} s, loss {float(loss):.2f}")
 
 # %%
 side = snapshots[0][1].shape[-1]
@@ -388,7 +389,7 @@ plots.show(figure, "The attention map of each group of channels on the crop.")
 #
 # ## 5. What is a click worth?
 #
-# The same network and steps, trained on a part of the clicks, with and without what they grow to, and on dense labels: the
+# The same network, trained on a part of the clicks, with and without what they grow to, and on dense labels: the
 # ceiling. One seed; section 6 has three.
 
 
@@ -405,7 +406,7 @@ def score(trained, where):
 
 config = TrainConfig(
     encoder=encoder, decoder="fpn", weights=weights, steps=steps, batch_size=4, crop_px=crop_px, val_window_px=crop_px,
-    val_every=max(1, steps // 2), loss="ce", seed=seed, precision="32-true",
+    val_every=steps, loss="ce", seed=seed, precision="32-true",
 )  # fmt: skip
 plain = {"expansion": "none", "attention": "none"}
 curve = []
