@@ -390,7 +390,8 @@ plots.show(figure, "The attention map of each group of channels on the crop.")
 # ## 5. What is a click worth?
 #
 # The same network, trained on a part of the clicks, with and without what they grow to, and on dense labels: the
-# ceiling. One seed; section 6 has three.
+# ceiling. One seed and few steps, in which what is simplest learns fastest: the curve is about clicks, not about methods.
+# Section 6 has longer trainings, each part alone, and three seeds.
 
 
 # %%
