@@ -26,7 +26,12 @@ PACKAGES = (
     (
         "@jupyter-widgets/html-manager@1.0.15",
         "2b9d65cb7913e1c7d671757a10008b32c9c2448d4429513371e55c07d6107638",
-        {"dist/embed-amd.js": ""},
+        {
+            "dist/embed-amd.js": "",
+            "dist/1551f4f60c37af51121f.woff2": "html-manager/",
+            "dist/7a3337626410ca2f4071.woff2": "html-manager/",
+            "dist/d878b0a6a1144760244f.woff2": "html-manager/",
+        },
     ),
     (
         "requirejs@2.3.8",
@@ -35,8 +40,13 @@ PACKAGES = (
     ),
 )
 ANYWIDGET = Path(sys.prefix) / "share" / "jupyter" / "nbextensions" / "anywidget" / "index.js"
+#: Where require.js finds anywidget's script, and the widget manager its fonts.
 PATHS = """\
-requirejs.config({ paths: { anywidget: document.documentElement.dataset.content_root + "_static/vendor/anywidget" } });
+const vendor = document.documentElement.dataset.content_root + "_static/vendor/";
+const manager = vendor + "html-manager";
+requirejs.config({
+  paths: { anywidget: vendor + "anywidget", "@jupyter-widgets": manager, "@jupyter-widgets/html-manager/dist": manager },
+});
 """
 
 
@@ -46,7 +56,7 @@ def main() -> None:
     if not ANYWIDGET.is_file():
         sys.exit("anywidget is not installed; run 'make book', which installs it.")
     here = hashlib.sha256(ANYWIDGET.read_bytes()).hexdigest()
-    wanted = "\n".join([here, *(sha256 for _, sha256, _ in PACKAGES)])
+    wanted = f"{here}\n{PACKAGES}\n{PATHS}"
     if stamp.is_file() and stamp.read_text() == wanted:
         return
     shutil.rmtree(VENDOR, ignore_errors=True)

@@ -37,6 +37,13 @@ def test_notebooks_are_read_where_they_are():
     assert (BOOK / "notebooks").resolve() == (ROOT / "notebooks").resolve()
 
 
+def test_notebooks_that_measure_seconds_are_named_as_they_are():
+    spec = importlib.util.spec_from_file_location("execute", BOOK / "execute.py")
+    execute = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(execute)
+    assert set(execute.MEASURING) <= {path.stem for path in (BOOK / "notebooks").glob("*.ipynb")}
+
+
 def is_public(path):
     tree = ast.parse(path.read_text())
     kinds = (ast.FunctionDef, ast.ClassDef)
