@@ -21,7 +21,7 @@
 # measures it: against the whole scene, and against a placebo.
 #
 # **It assumes** that you know what a convolution is and have seen a segmentation network. No data is needed: the scene is
-# made here. **It takes** two or three minutes on a laptop with two cores, and 2 GiB of memory.
+# made here. **It takes** about two minutes on a laptop with two cores, and 2 GiB of memory.
 
 # %% tags=["parameters"] nbmake={"mock": {"steps": 2}}
 steps = 240  # training steps; more give a better map and the same lesson

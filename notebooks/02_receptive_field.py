@@ -21,12 +21,12 @@
 # all three. Then it asks what a larger window is worth: here, and in published curves.
 #
 # **It assumes** *What is a whole scene* (windows, seams, twin scenes), and that you know what a convolution and a gradient
-# are. **It takes** about three minutes on a laptop with two cores, and 2 GiB of memory. No data is needed: the scenes
+# are. **It takes** about two minutes on a laptop with two cores, and 2 GiB of memory. No data is needed: the scenes
 # are made here.
 
 # %% tags=["parameters"] nbmake={"mock": {"encoder": "test_resnet", "steps": 2, "twin_steps": 2, "twin_pairs": 2, "sides": [512], "scenes": 1, "images": 1}}
 encoder = "resnet18"  # of the U-Nets
-steps = 100  # training steps of the network of sections 2 to 4
+steps = 70  # training steps of the network of sections 2 to 4
 twin_steps = 90  # training steps of the network of section 5
 twin_pairs = 6  # that it is asked about
 sides = [64, 128, 512]  # of the windows in section 4, px

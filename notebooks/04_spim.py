@@ -22,7 +22,7 @@
 #
 # **It assumes** *Why context* (twin scenes), and that you know what multi-head attention computes. A *tile* is the part of
 # a scene that one worker holds, a *halo* the rows and columns around it that it fetches from others; *One scene over many
-# workers* tells how. **It takes** about four minutes on a laptop with two cores, and 2 GiB of memory. No data is
+# workers* tells how. **It takes** about two minutes on a laptop with two cores, and 2 GiB of memory. No data is
 # needed: the scenes are made here.
 
 # %% tags=["parameters"] nbmake={"mock": {"steps": 2, "seeds": 1, "large_px": 384, "most_tiles": 16}}

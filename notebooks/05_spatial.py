@@ -21,7 +21,7 @@
 # the scene had never been cut? And what does it gain?
 #
 # **It assumes** *What is a whole scene*, and that you know what convolution, normalisation and attention compute. **It takes**
-# about two minutes on a laptop with two cores, and 2 GiB of memory. No data is needed.
+# about a minute on a laptop with two cores, and 2 GiB of memory. No data is needed.
 
 # %% tags=["parameters"] nbmake={"mock": {"size": 64, "scale_size": 64}}
 size = 512  # rows and columns of the scene in sections 5 and 6, px

@@ -21,7 +21,7 @@
 # does the curve leave the straight line, and what bends it?
 #
 # **It assumes** *One scene over many workers* (tiles, halos, speed-up, efficiency), and that you know what multi-head attention
-# computes. **It takes** a minute or two on a laptop with two cores, and 1 GiB of memory. No data is needed.
+# computes. **It takes** less than a minute on a laptop with two cores, and 1 GiB of memory. No data is needed.
 #
 # **What is measured here, and what is not.** Everything up to section 3 is measured or counted. From section 4 on, curves
 # beyond two workers are *predicted, and not validated*: nobody has run them. Each figure and each table says so.

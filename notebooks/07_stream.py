@@ -20,7 +20,7 @@
 # overlap computes most pixels three to four times. Can a network label it *whole*, exactly, in memory that does not grow
 # with the scene's height, and compute nothing twice?
 #
-# **It assumes** *One scene over many workers* (tiles, halos). **It takes** two or three minutes on a laptop with two cores, and 2 GiB
+# **It assumes** *One scene over many workers* (tiles, halos). **It takes** about a minute on a laptop with two cores, and 2 GiB
 # of memory. No data is needed: the scenes are noise, as neither memory nor equality looks at what is shown.
 
 # %% tags=["parameters"] nbmake={"mock": {"width": 96, "heights": [128, 256], "learn_px": 64}}

@@ -21,14 +21,14 @@
 # (`exact+spim`, one scene over tiles that interact) by the same few lines.
 #
 # **It assumes** *What is a whole scene* and *One scene over many workers* (tiles), and that you know what a confusion matrix is. **It takes**
-# about eight minutes on a laptop with two cores, and 4 GiB of memory. Where `RSSEGLAB_DATA` has the real scenes
-# (`rsseglab data get indian_pines`, `dubai`, `oam_buildings` say how to get them) these are used; else made ones, which
+# about two minutes on a laptop with two cores, and 4 GiB of memory. Where `RSSEGLAB_DATA` has the real scenes
+# (`rsseglab data get indian_pines`, `dubai`, `oam_buildings` say how to get them) these are used, and it takes twice as long; else made ones, which
 # run but prove little.
 
 # %% tags=["parameters"] nbmake={"mock": {"real": false, "encoder": "test_resnet", "steps": 2, "side_px": 512}}
 real = True  # use the real scenes where they are; made ones otherwise
 encoder = "resnet18"  # of the U-Nets
-steps = 40  # training steps of each network
+steps = 30  # training steps of each network
 side_px = 768  # side of the part of a drone scene that is labelled in section 5
 seed = 0
 

@@ -23,7 +23,7 @@
 # see, and how would we know that it helps?
 #
 # **It assumes** *What is a whole scene* (crops, mean IoU), and that you know what a convolution and a softmax compute.
-# **It takes** about five minutes on a laptop with two cores, and 2.5 GiB of memory. Where `RSSEGLAB_DATA` has the Dubai
+# **It takes** about a minute on a laptop with two cores, and 2.5 GiB of memory. Where `RSSEGLAB_DATA` has the Dubai
 # scenes (`rsseglab data get dubai` says how to get them) these are used; else made ones. Where `RSSEGLAB_WEIGHTS` has
 # weights of the encoder it starts from these; else from random ones, and all numbers are lower.
 #

@@ -21,8 +21,8 @@
 # by a network that knows what an object looks like (Segment Anything), and then by what the segmenter itself has learnt?
 #
 # **It assumes** *What is a whole scene* (crops, mean IoU).
-# **It takes** about six minutes on a laptop with two cores, and 4 GiB of memory. Where `RSSEGLAB_DATA` has the Dubai scenes
-# these are used; else made ones. Where `RSSEGLAB_WEIGHTS` has `mobile_sam.pt` masks come from MobileSAM; else from
+# **It takes** about two minutes on a laptop with two cores, and 4 GiB of memory. Where `RSSEGLAB_DATA` has the Dubai scenes
+# these are used; else made ones. Where `RSSEGLAB_WEIGHTS` has `mobile_sam.pt` masks come from MobileSAM, in five minutes more; else from
 # superpixels, which know nothing of objects, and the text says where that matters.
 #
 # **What of this is PENet?** The paper (Chan et al., *Sci. Rep.* 15, 27347, 2025) is open access, but only its abstract could
@@ -33,7 +33,7 @@
 # %% tags=["parameters"] nbmake={"mock": {"real": false, "encoder": "test_resnet", "steps": 6, "watched": 6, "crop_px": 64, "budgets": [0.5, 1.0], "shrink": 4, "allow_sam": false}}
 real = True  # use the real scenes where they are; made ones otherwise
 encoder = "tf_efficientnet_lite0"
-steps = 60  # of each training in section 5
+steps = 50  # of each training in section 5
 watched = 180  # steps of the training that section 3 watches
 crop_px = 128  # side of a crop, px of the shrunk scene
 scenes = 1  # to train on, the smallest first; at most 3

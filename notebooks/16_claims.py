@@ -20,7 +20,7 @@
 # with other knobs (crop size, overlap, tiles, interaction, seed), the large ones are read from records, and each record opens
 # to the command that made it.
 #
-# **It assumes** *Cropping, fusion, whole scene*. **It takes** about two minutes on a laptop with two cores, and 2 GiB of memory.
+# **It assumes** *Cropping, fusion, whole scene*. **It takes** about a minute on a laptop with two cores, and 2 GiB of memory.
 # No data is needed.
 
 # %% tags=["parameters"] nbmake={"mock": {"steps": 2, "side_px": 256, "windows": [64, 128], "overlaps": [0, 0.5], "tiles": ["2x2"]}}
