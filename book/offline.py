@@ -45,7 +45,11 @@ PATHS = """\
 const vendor = document.documentElement.dataset.content_root + "_static/vendor/";
 const manager = vendor + "html-manager";
 requirejs.config({
-  paths: { anywidget: vendor + "anywidget", "@jupyter-widgets": manager, "@jupyter-widgets/html-manager/dist": manager },
+  paths: {
+    anywidget: vendor + "anywidget",
+    "@jupyter-widgets": manager,
+    "@jupyter-widgets/html-manager/dist": manager,
+  },
 });
 """
 

@@ -118,9 +118,7 @@ pd.DataFrame({name: vars(field) for name, field in reach.items()}, dtype=object)
 
 # %%
 manifest = load_manifest("synthetic")
-config = TrainConfig(
-    encoder=encoder, steps=steps, val_every=max(steps // 2, 1), batch_size=4, crop_px=128, seed=seed
-)
+config = TrainConfig(encoder=encoder, steps=steps, val_every=max(steps // 2, 1), batch_size=4, crop_px=128, seed=seed)
 result = fit(manifest.scenes("train"), manifest.scenes("val"), config, folder / "run")
 trained = load_checkpoint(result.checkpoint)
 print(f"validation mean IoU {result.val_mean_iou:.3f} after {result.seconds:.0f} s")
