@@ -83,11 +83,11 @@ def test_widgets_are_drawn_and_no_page_is_wider_than_the_screen(browser, host, p
     page = context.new_page()
     page.goto(f"{host}/{path}", wait_until="networkidle")
     views = page.locator("script[type='application/vnd.jupyter.widget-view+json']").count()
-    if views:
-        # A progress bar that is done is hidden; where a page has none of our widgets, its bars alone can be waited for.
-        page.wait_for_selector(".jupyter-widgets", timeout=20_000, state="attached")
+    own = ".rsseglab-swipe, .rsseglab-explorer, .rsseglab-points"
+    if views:  # a progress bar that is done is hidden
+        page.wait_for_selector(f"{own}, .widget-box", timeout=20_000, state="attached")
     if '"AnyModel"' in page.content():
-        page.wait_for_selector(".rsseglab-swipe, .rsseglab-explorer, .rsseglab-points", timeout=20_000)
+        page.wait_for_selector(own, timeout=20_000)
     assert not page.locator(".jupyter-widgets-error-widget").count()
     assert page.evaluate("document.documentElement.scrollWidth") <= width + 1
     context.close()
