@@ -15,7 +15,8 @@ the normalisation of each channel over the map, with a scale and a shift :math:`
 
 What follows from the equations, and is tested: the mean of a normalised map is its shift, so that
 :math:`\overline{X_1} = \beta` whatever the image, and the first softmax weighs the channels alike for all of them.
-10 k^2 + 4 k parameters, however many groups there are.
+10 k^2 + 4 k parameters, however many groups there are. All means are of the whole map: over tiles, workers or bands
+it is one scene's (`rsseglab.spatial`).
 
 Source:
     Ouyang et al., "Efficient Multi-Scale Attention Module with Cross-Spatial Learning", ICASSP 2023; what the text
@@ -25,7 +26,6 @@ Source:
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from rsseglab.errors import UserError
@@ -63,10 +63,8 @@ class EfficientMultiScaleAttention(nn.Module):
 
     def weights(self, group: Tensor) -> Tensor:
         """The map M (B g, 1, H, W) of groups G (B g, k, H, W)."""
-        height, width = group.shape[2:]
-        rows, columns = group.mean(3, keepdim=True), group.mean(2, keepdim=True).mT  # (B g, k, H, 1), (B g, k, W, 1)
-        a_h, a_w = self.along(torch.cat([rows, columns], 2)).split([height, width], 2)
-        first = self.norm(group * a_h.sigmoid() * a_w.mT.sigmoid())
+        a_h, a_w = self.along(group.mean(3, keepdim=True)), self.along(group.mean(2, keepdim=True))
+        first = self.norm(group * a_h.sigmoid() * a_w.sigmoid())
         second = self.around(group)
         return _read(first, second) + _read(second, first)
 

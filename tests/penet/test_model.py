@@ -7,6 +7,7 @@ from rsseglab.errors import UserError
 from rsseglab.penet import PENet, PointLoss
 from rsseglab.penet.losses import Mapped, absence_loss, cells, soft_loss
 from rsseglab.scenes import IGNORE_INDEX
+from rsseglab.spatial import Layout, cut, join, stream
 
 
 def case(batch=2, classes=3, side=16, dim=8, seed=0):
@@ -167,3 +168,17 @@ def test_a_crop_without_a_click_has_a_finite_loss_and_gradient():
 def test_options_that_are_none_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         PENet("test_resnet", 3, **options)
+
+
+def test_tiles_are_one_scene_and_it_is_streamed():
+    torch.manual_seed(0)
+    network = PENet("test_resnet", 3, decoder="fpn").double().eval()
+    scene = torch.randn(1, 3, 96, 64, dtype=torch.float64)
+    with torch.no_grad():
+        whole = network(scene)
+        for layout in (Layout(2), Layout(3), Layout(2, 2)):
+            assert (join(network(cut(scene, layout))) - whole).abs().max() < 1e-10
+    plan = stream.plan(network, 96, 64, 3, rows=32)
+    assert plan.passes > 1  # EMA's means are of the whole scene
+    bands = [band for _, _, band in plan.run(lambda a, b: scene[:, :, a:b])]
+    assert (torch.cat(bands, 2) - whole).abs().max() < 1e-10
