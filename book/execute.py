@@ -13,12 +13,12 @@ from pathlib import Path
 BOOK = Path(__file__).parent
 MEASURING = ("05_spatial", "06_cost", "07_stream")
 AT_ONCE = 4  # notebooks, of up to 2 GiB each
-TIMEOUT_S = 600  # of a cell, as in _config.yml
 
 
 def main() -> int:
     """Execute, and name those that failed."""
     import nbformat
+    import yaml
     from jupyter_cache import get_cache
     from jupyter_cache.base import CacheBundleIn
     from jupyter_cache.executors.utils import single_nb_execution
@@ -31,15 +31,20 @@ def main() -> int:
         except KeyError:  # not executed as it is now
             if path.stem not in MEASURING:
                 waiting[path] = notebook
+    timeout_s = yaml.safe_load((BOOK / "_config.yml").read_text())["execute"]["timeout"]  # of a cell
     failed = 0
     with ThreadPoolExecutor(min(AT_ONCE, os.cpu_count() or 1)) as pool:
-        options = {"timeout": TIMEOUT_S, "allow_errors": False}
+        options = {"timeout": timeout_s, "allow_errors": False}
         running = {pool.submit(single_nb_execution, nb, cwd=str(p.parent), **options): p for p, nb in waiting.items()}
         for done in as_completed(running):
-            path, result = running[done], done.result()
-            print(f"{path.name}: {result.time:.0f} s" if result.err is None else f"{path.name}: {result.exc_string}")
-            sys.stdout.flush()
-            if result.err is not None:
+            path = running[done]
+            try:
+                result = done.result()
+                said = f"{result.time:.0f} s" if result.err is None else result.exc_string
+            except Exception as error:  # a kernel that died, say
+                result, said = None, repr(error)
+            print(f"{path.name}: {said}", flush=True)
+            if result is None or result.err is not None:
                 failed += 1
                 continue
             bundle = CacheBundleIn(waiting[path], str(path), data={"execution_seconds": result.time})

@@ -77,7 +77,7 @@ plots.show(figure, "A made scene in true colour and its label in seven classes."
 
 # %%
 config = TrainConfig(
-    encoder="tf_efficientnet_lite0", steps=steps, val_every=max(steps // 3, 1), batch_size=4, crop_px=128, seed=seed
+    encoder="tf_efficientnet_lite0", steps=steps, val_every=steps, batch_size=4, crop_px=128, seed=seed
 )
 result = fit(manifest.scenes("train"), manifest.scenes("val"), config, folder / "run")
 trained = load_checkpoint(result.checkpoint)

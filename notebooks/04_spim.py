@@ -26,7 +26,7 @@
 # needed: the scenes are made here.
 
 # %% tags=["parameters"] nbmake={"mock": {"steps": 2, "seeds": 1, "large_px": 384, "most_tiles": 16}}
-steps = 100  # training steps
+steps = 60  # training steps
 seeds = 2  # networks that are trained, each from another start and on other scenes
 large_px = 1024  # side of the large scenes of section 4
 most_tiles = 64  # up to so many of them are tried in section 4
@@ -269,7 +269,7 @@ except UserError as error:
 # label whole scenes on more workers.
 
 # %%
-grids = [Layout(1), Layout(2), Layout(2, 2), Layout(4, 2), Layout(4, 4), Layout(8, 4), Layout(8, 8)]
+grids = [Layout(1), Layout(2), Layout(2, 2), Layout(4, 4), Layout(8, 8)]
 grids = [layout for layout in grids if layout.parts <= most_tiles]
 fixed = []
 for model in world:

@@ -70,7 +70,7 @@ REST = TrainConfig(
     method="rest",
     options={"interaction": "exact+spim", "strides": [16, 32]},
     steps=steps,
-    val_every=max(steps // 4, 1),
+    val_every=steps,
     val_window_px=None,  # whole scenes
     seed=seed,
 )
@@ -352,7 +352,7 @@ def rsseglab(line):
 
 data = f"--data whu_ohs --root {whu_root}"
 how = "--interaction exact+spim --strides 16 32 --crop 128 --batch-size 4 --val-window 256"
-often = f"--steps {steps} --val-every {max(steps // 2, 1)} --seed {seed}"
+often = f"--steps {steps} --val-every {steps} --seed {seed}"
 rsseglab(f"train {data} --encoder {encoder} {how} {often} --out {folder / 'whu_run'}")
 rsseglab(f"predict {data} --whole --checkpoint {folder / 'whu_run' / 'best.ckpt'} --output {folder / 'whu'}")
 rsseglab(f"evaluate {folder / 'whu' / 'ts' / '8.tif'} {data}")

@@ -33,11 +33,11 @@
 # %% tags=["parameters"] nbmake={"mock": {"real": false, "encoder": "test_resnet", "steps": 6, "watched": 6, "crop_px": 64, "budgets": [0.5, 1.0], "shrink": 4, "allow_sam": false}}
 real = True  # use the real scenes where they are; made ones otherwise
 encoder = "tf_efficientnet_lite0"
-steps = 50  # of each training in section 5
-watched = 180  # steps of the training that section 3 watches
+steps = 40  # of each training in section 5
+watched = 120  # steps of the training that section 3 watches
 crop_px = 128  # side of a crop, px of the shrunk scene
 scenes = 1  # to train on, the smallest first; at most 3
-budgets = (0.05, 0.2, 1.0)  # shares of the clicks
+budgets = (0.1, 0.3, 1.0)  # shares of the clicks
 shrink = 0  # scenes are averaged over so many px a side first; 0: 4 of Dubai's, 2 of made ones
 seed = 0
 allow_sam = True
@@ -309,7 +309,7 @@ for step in range(watched):
             expanded = network.criterion.expand(mapped, anchors)
             network.criterion.similarity.load_state_dict(memory)  # looking is not training
             snapshots.append((step + 1, expanded[0], mapped.logits.argmax(1)[0]))
-print(f"{watched} steps in {time.perf_counter() - start:.0f} s, loss {float(loss):.2f}")
+print(f"{watched} steps in {time.perf_counter() - start:.0f} s, loss {loss.item():.2f}")
 
 # %%
 side = snapshots[0][1].shape[-1]

@@ -67,7 +67,7 @@ scene = part_of(manifest.scenes("test")[0], Window(0, 0, side_px, side_px), "par
 
 # %%
 config = TrainConfig(
-    encoder="tf_efficientnet_lite0", steps=steps, val_every=max(steps // 2, 1), batch_size=4, crop_px=192, seed=seed
+    encoder="tf_efficientnet_lite0", steps=steps, val_every=steps, batch_size=4, crop_px=192, seed=seed
 )
 trained = load_checkpoint(fit(manifest.scenes("train"), manifest.scenes("val"), config, folder / "run").checkpoint)
 found = {}

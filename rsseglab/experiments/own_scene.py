@@ -254,6 +254,7 @@ def _plan(prepared: Prepared, config: TrainConfig, out: Path) -> str:
     sizes = ", ".join(f"{scene.name} ({scene.width} x {scene.height} px)" for scene in prepared.scenes)
     train, val = (prepared.manifest.scenes(name, prepared.manifest.path.parent) for name in ("train", "val"))
     its = budget(config, train, val, prepared.scenes)
+    parts = "training, validations and the map" + (", without growing the points" if prepared.clicks else "")
     return "\n".join(
         [
             f"{sizes}: {sum(prepared.drawn.values())} {kind}, {len(prepared.scenes[0].classes)} classes",
@@ -261,7 +262,7 @@ def _plan(prepared: Prepared, config: TrainConfig, out: Path) -> str:
             f"{len(split.val)} blocks ({split.val_px.sum():,} px), {split.gap_px} px or more apart",
             f"{config.decoder} on {config.encoder}, {'pretrained' if config.weights else 'random'} weights, "
             f"{config.steps} steps of {config.batch_size} crops of {config.crop_px} px",
-            describe("training, validations and the map", its, out),
+            describe(parts, its, out),
         ]
     )
 

@@ -33,6 +33,7 @@ from rsseglab.scenes.scene import Scene
 from rsseglab.widgets.scripts import script
 
 MAX_PX = 1000  # of a picture's longer side
+CSS = Path(__file__).with_name("swipe.css")
 #: A page without a kernel: the widget's own script, on a model that lives in the page.
 PAGE = """\
 <!doctype html>
@@ -73,7 +74,7 @@ class Swipe(anywidget.AnyWidget):
     """
 
     _esm = script("swipe")
-    _css = Path(__file__).with_name("swipe.css")
+    _css = CSS
 
     pictures: Any = traitlets.List().tag(sync=True)  # {title, data}
     legend: Any = traitlets.List().tag(sync=True)  # {name, color}
@@ -118,7 +119,7 @@ class Swipe(anywidget.AnyWidget):
         inline = script("swipe").replace("export default {", "const widget = {").replace("export ", "")
         page = PAGE.format(
             title=escape(title),
-            css=Path(__file__).with_name("swipe.css").read_text(encoding="utf-8"),
+            css=CSS.read_text(encoding="utf-8"),
             script=inline,
             state=json.dumps(state).replace("</", "<\\/"),  # no text may end the script
         )
