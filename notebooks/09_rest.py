@@ -28,8 +28,8 @@
 # %% tags=["parameters"] nbmake={"mock": {"real": false, "encoder": "test_resnet", "steps": 2, "side_px": 512}}
 real = True  # use the real scenes where they are; made ones otherwise
 encoder = "resnet18"  # of the U-Nets
-steps = 30  # training steps of each network
-side_px = 768  # side of the part of a drone scene that is labelled in section 5
+steps = 25  # training steps of each network
+side_px = 640  # side of the part of a drone scene that is labelled in section 5
 seed = 0
 
 # %%
@@ -351,7 +351,7 @@ def rsseglab(line):
 
 
 data = f"--data whu_ohs --root {whu_root}"
-how = "--interaction exact+spim --strides 16 32 --crop 128 --batch-size 4 --val-window 256"
+how = "--interaction exact+spim --strides 16 32 --crop 128 --batch-size 2 --val-window 256"
 often = f"--steps {steps} --val-every {steps} --seed {seed}"
 rsseglab(f"train {data} --encoder {encoder} {how} {often} --out {folder / 'whu_run'}")
 rsseglab(f"predict {data} --whole --checkpoint {folder / 'whu_run' / 'best.ckpt'} --output {folder / 'whu'}")

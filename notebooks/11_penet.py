@@ -33,7 +33,7 @@
 # %% tags=["parameters"] nbmake={"mock": {"real": false, "encoder": "test_resnet", "steps": 6, "watched": 6, "crop_px": 64, "budgets": [0.5, 1.0], "shrink": 4, "allow_sam": false}}
 real = True  # use the real scenes where they are; made ones otherwise
 encoder = "tf_efficientnet_lite0"
-steps = 40  # of each training in section 5
+steps = 50  # of each training in section 5
 watched = 120  # steps of the training that section 3 watches
 crop_px = 128  # side of a crop, px of the shrunk scene
 scenes = 1  # to train on, the smallest first; at most 3
@@ -406,7 +406,7 @@ def score(trained, where):
 
 
 config = TrainConfig(
-    encoder=encoder, decoder="fpn", weights=weights, steps=steps, batch_size=4, crop_px=crop_px, val_window_px=crop_px,
+    encoder=encoder, decoder="fpn", weights=weights, steps=steps, batch_size=2, crop_px=crop_px, val_window_px=crop_px,
     val_every=steps, loss="ce", seed=seed, precision="32-true",
 )  # fmt: skip
 plain = {"expansion": "none", "attention": "none"}
