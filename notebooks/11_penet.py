@@ -279,6 +279,8 @@ data.setup("fit")
 weights = "pretrained" if local_weights(encoder) else None
 network = PENet(encoder, len(classes), decoder="fpn", steps=watched, weights=weights).train()
 optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
+# After so few steps the features of classes are hardly apart: a last threshold and a margin below the defaults, 0.8 and 0.1.
+network.criterion.similarity.end, network.criterion.similarity.margin = 0.6, 0.02
 
 # The crop to look at: of some, the one with most classes.
 candidates = [data.train_dataset[10_000 + i] for i in range(12)]

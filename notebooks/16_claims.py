@@ -39,6 +39,7 @@ from tempfile import mkdtemp
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
 from IPython.display import HTML, display
 
@@ -214,7 +215,8 @@ display(HTML(f"<p>{len(entries)} records</p>" + "".join(entries)))
 from rsseglab.experiments import page
 
 matrix = tables.verdicts(recorded, tables.benchmark_numbers(Path(records).parent))
-page.verdicts_shown(matrix)
+with pd.option_context("display.max_colwidth", None):
+    display(page.verdicts_shown(matrix))
 
 # %% [markdown]
 # ## Exercises
