@@ -22,7 +22,7 @@ test-slow: $(INSTALLED)  ## the long and deep tests
 notebooks: $(INSTALLED)  ## run each notebook with its small test parameters
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts= -q -n auto --maxprocesses 4 --nbmake --nbmake-timeout=300 notebooks
 
-book: .venv/.book  ## the book, all notebooks executed: book/_build/html/index.html; twenty minutes, later seconds
+book: .venv/.book  ## the book, all notebooks executed: book/_build/html/index.html; a quarter of an hour, later seconds
 	$(BIN)/python book/offline.py
 	OMP_NUM_THREADS=1 $(BIN)/python book/execute.py
 	OMP_NUM_THREADS=2 $(BIN)/jupyter-book build book -W --keep-going
