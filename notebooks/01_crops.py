@@ -24,7 +24,7 @@
 # made here. **It takes** about two minutes on a laptop with two cores, and 2 GiB of memory.
 
 # %% tags=["parameters"] nbmake={"mock": {"steps": 2}}
-steps = 220  # training steps; more give a better map and the same lesson
+steps = 200  # training steps; more give a better map and the same lesson
 seed = 0
 
 # %%

@@ -28,7 +28,7 @@
 # %% tags=["parameters"] nbmake={"mock": {"real": false, "encoder": "test_resnet", "steps": 2, "side_px": 512}}
 real = True  # use the real scenes where they are; made ones otherwise
 encoder = "resnet18"  # of the U-Nets
-steps = 25  # training steps of each network
+steps = 22  # training steps of each network
 side_px = 640  # side of the part of a drone scene that is labelled in section 5
 seed = 0
 

@@ -24,7 +24,7 @@
 # No data is needed.
 
 # %% tags=["parameters"] nbmake={"mock": {"steps": 2, "side_px": 256, "windows": [64, 128], "overlaps": [0, 0.5], "tiles": ["2x2"]}}
-steps = 60  # of training
+steps = 50  # of training
 seed = 0
 side_px = 512  # of the part of the test scene that is labelled
 windows = [64, 128, 256]  # sides of crops, px
