@@ -42,6 +42,7 @@ from rsseglab.experiments.paper_tables import page, paper_tables, read_ours
 from rsseglab.experiments.presets import load_preset, preset_names
 
 BLUE, ORANGE, GREEN, SKY, VERMILION = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in plots.OKABE_ITO[:5]]
+pd.set_option("display.max_colwidth", None)  # what a paper states is read to its end
 
 # %% [markdown]
 # ## 1. What a number says of itself
