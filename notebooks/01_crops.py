@@ -21,7 +21,7 @@
 # measures it: against the whole scene, and against a placebo.
 #
 # **It assumes** that you know what a convolution is and have seen a segmentation network. No data is needed: the scene is
-# made here. **It takes** about two minutes on a laptop with two cores, and 2 GiB of memory.
+# made here. **It takes** about a minute and a half on a laptop with two cores, and 2 GiB of memory.
 
 # %% tags=["parameters"] nbmake={"mock": {"steps": 2}}
 steps = 200  # training steps; more give a better map and the same lesson
@@ -73,7 +73,7 @@ plots.show(figure, "A made scene in true colour and its label in seven classes."
 # %% [markdown]
 # ## 2. A network trained on crops
 #
-# The usual way: random crops of the training scenes, a small U-Net, a few minutes.
+# The usual way: random crops of the training scenes, a small U-Net, a minute.
 
 # %%
 config = TrainConfig(

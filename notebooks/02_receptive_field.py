@@ -21,7 +21,7 @@
 # all three. Then it asks what a larger window is worth: here, and in published curves.
 #
 # **It assumes** *What is a whole scene* (windows, seams, twin scenes), and that you know what a convolution and a gradient
-# are. **It takes** about two minutes on a laptop with two cores, and 2 GiB of memory. No data is needed: the scenes
+# are. **It takes** about a minute and a half on a laptop with two cores, and 2 GiB of memory. No data is needed: the scenes
 # are made here.
 
 # %% tags=["parameters"] nbmake={"mock": {"encoder": "test_resnet", "steps": 2, "twin_steps": 2, "twin_pairs": 2, "sides": [512], "scenes": 1, "images": 1}}
@@ -108,7 +108,7 @@ pd.DataFrame({name: vars(field) for name, field in reach.items()}, dtype=object)
 # ## 2. How far does it look?
 #
 # To be able to see is not to look. The *effective receptive field* (Luo et al., 2016) is how much each input pixel
-# counts: the magnitude of the gradient of the middle pixel's highest logit, averaged over images. We compare three
+# counts: the magnitude of the gradient of the middle pixel's highest logit, averaged over `images` windows. We compare three
 # U-Nets, which can all see equally far:
 #
 # - *untrained*, as timm makes it: the last norm of each residual branch starts at zero, so all branches are still
@@ -174,7 +174,7 @@ plots.show(
 # only way down leads through 1 x 1 convolutions of stride 2, which skip every other pixel.
 #
 # Two cautions. The gradient says what a *small* change would do; it may miss what a large one does. And this network
-# was trained for minutes, on crops of 128 px: nothing ever rewarded it for looking farther.
+# was trained for a few dozen steps, on crops of 128 px: nothing ever rewarded it for looking farther.
 #
 # ## 3. What a crop takes away
 #
@@ -468,16 +468,17 @@ plots.show(figure, "Published curves of mean IoU over the side of the test windo
 #    (`.train()` is one answer. Why?) What does that mean for labelling crop by crop?
 # 3. **Gridding.** Three 3 x 3 convolutions with dilations 2, 4 and 8: how far do they see? Which pixels within do they
 #    *not* see? `receptive_field` cannot tell; the effective field can. Why?
-# 4. **Does looking pay?** Train with `crop_px=256` and `batch_size=2` in section 2, so that the network sees as many
-#    pixels; then for four times as many steps. Does the effective radius grow? Does the curve of section 4 move to the
-#    right?
+# 4. **Does looking pay?** Train with `crop_px=256` and `batch_size=1` in section 2, so that the network sees as many
+#    pixels; then for four times as many steps. Does the effective radius grow? Draw the curves of section 4 for
+#    `sides = [64, 128, 256, 512]`: do they move to the right?
 # 5. **Off the grid.** Let the windows of section 3 start at odd pixels. What happens to the curve beyond the
 #    theoretical reach, and why? What does it say about windows that are moved back at a scene's end
 #    (`placement="flush"`)?
 # 6. **Twins, farther.** In section 5, label scenes of 192 px with `context_px=64` by the network trained at 32. Does it
-#    still know? Then increase the distance until it fails. Compare with its theoretical and its effective field.
+#    still know? Then increase the distance until it fails. Compare with its theoretical field (`receptive_field(twin_fcn)`)
+#    and its effective one.
 # 7. **Be the reviewer.** Someone reports +1.5 points of mean IoU for windows of 1024 px over 512 px, one run, no
-#    interval. Use the widths of section 4 to say what you would ask for.
+#    interval. Use the widths of the intervals in section 4 to say what you would ask for.
 #
 # **Read next.** `rsseglab/evaluation/receptive_field.py` (NaN and bisection), `rsseglab/evaluation/bootstrap.py`
 # (intervals, and the smallest difference that they could have found), `rsseglab/scenes/twins.py` (what is proved of

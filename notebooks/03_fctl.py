@@ -20,7 +20,7 @@
 # 2021) lets a patch look at wider *contexts* of itself, shrunk to the patch's own size. What does a patch get to see so,
 # what does it make of it, and how would we know that it uses it?
 #
-# **It assumes** *Why context?* (twin scenes), and that you know what attention computes. **It takes** about two minutes on a laptop with two cores, and 1 GiB of memory. No data
+# **It assumes** *Why context?* (twin scenes), and that you know what attention computes. **It takes** about a minute and a half on a laptop with two cores, and 1 GiB of memory. No data
 # is needed: the scenes are made here.
 #
 # Three sources speak in this notebook, and they do not always say the same: **the paper's text**, **the authors' public

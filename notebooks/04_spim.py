@@ -22,7 +22,7 @@
 #
 # **It assumes** *Why context* (twin scenes), and that you know what multi-head attention computes. A *tile* is the part of
 # a scene that one worker holds, a *halo* the rows and columns around it that it fetches from others; *One scene over many
-# workers* tells how. **It takes** about two minutes on a laptop with two cores, and 2 GiB of memory. No data is
+# workers* tells how. **It takes** about a minute and a half on a laptop with two cores, and 2 GiB of memory. No data is
 # needed: the scenes are made here.
 
 # %% tags=["parameters"] nbmake={"mock": {"steps": 2, "seeds": 1, "large_px": 384, "most_tiles": 16}}
@@ -269,7 +269,7 @@ except UserError as error:
 # label whole scenes on more workers.
 
 # %%
-grids = [Layout(1), Layout(2), Layout(2, 2), Layout(4, 4), Layout(8, 8)]
+grids = [Layout(1), Layout(2), Layout(2, 2), Layout(4, 2), Layout(4, 4), Layout(8, 8)]
 grids = [layout for layout in grids if layout.parts <= most_tiles]
 fixed = []
 for model in world:
@@ -424,7 +424,7 @@ handles = [
     plt.Line2D([], [], color="0.7", linestyle=":", label="heads of training"),
 ]
 figure.legend(handles=handles, loc="outside lower center", ncols=4 if seeds > 1 else 2)
-plots.show(figure, "Attention on the key of each head over the number of heads in the test, three seeds.")
+plots.show(figure, "Attention on the key of each head over the number of heads in the test, seed by seed.")
 
 # %% [markdown]
 # ## 6. And without SPIM?

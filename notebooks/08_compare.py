@@ -21,7 +21,7 @@
 # one, and most of this notebook is about it.
 #
 # **It assumes** the notebooks *Why context* (windows, twin scenes, paired intervals) and *SPIM, tile by tile* (the
-# interactions of REST). **It takes** about two minutes on a laptop with two cores, and 1 GiB of memory. No data is
+# interactions of REST). **It takes** about a minute and a half on a laptop with two cores, and 1 GiB of memory. No data is
 # needed: scenes are made here, and larger experiments are read from their run records.
 
 # %% tags=["parameters"] nbmake={"mock": {"steps": 2, "decimate": 8, "window_px": 64, "methods": ["crops", "rest-none", "rest-spim"]}}

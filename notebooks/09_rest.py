@@ -21,7 +21,7 @@
 # (`exact+spim`, one scene over tiles that interact) by the same few lines.
 #
 # **It assumes** *What is a whole scene* and *One scene over many workers* (tiles), and that you know what a confusion matrix is. **It takes**
-# about two minutes on a laptop with two cores, and 4 GiB of memory. Where `RSSEGLAB_DATA` has the real scenes
+# about a minute and a half on a laptop with two cores, and 4 GiB of memory. Where `RSSEGLAB_DATA` has the real scenes
 # (`rsseglab data get indian_pines`, `dubai`, `oam_buildings` say how to get them) these are used, and it takes twice as long; else made ones, which
 # run but prove little.
 
@@ -480,7 +480,7 @@ def of_buildings(split, shrink):
 results, maps = {}, {}
 target = of_buildings("test", 1)[0]
 for shrink in (1, 4):
-    config = replace(REST, crop_px=min(192, 32 * (side_px // shrink // 32)), batch_size=2, val_window_px=512)
+    config = replace(REST, crop_px=min(192, 32 * (side_px // 4 // 32)), batch_size=2, val_window_px=512)
     train, val = of_buildings("train", shrink), of_buildings("val", shrink)
     config = replace(config, crop_px=min(config.crop_px, *(min(s.height, s.width) // 32 * 32 for s in train)))
     result = fit(train, val, config, folder / f"drone_{shrink}", progress=False)
@@ -523,8 +523,8 @@ figure.legend(
 plots.show(figure, "A drone scene, its label, and predictions at several pixel sizes.")
 
 # %% [markdown]
-# Take the two numbers for what they are: one seed, a few minutes of training, one part of one scene, labels from
-# OpenStreetMap with houses missing, shifted, or only begun. When we ran this on the real scenes, the fine map was the
+# Take the two numbers for what they are: one seed, a few dozen steps, one part of one scene, labels from
+# OpenStreetMap with houses missing, shifted, or only begun. When we ran this on the real scenes, with more steps, the fine map was the
 # better one, perhaps because walls and the edges of roofs tell a house without the street that it stands in. With
 # another class (a track, a field) it may be the other way round. What is no matter of luck is the table before: at 7 cm
 # a pass over the whole scene needs more memory than many laptops have, and a crop shows less than two houses.
@@ -552,7 +552,7 @@ plots.show(figure, "A drone scene, its label, and predictions at several pixel s
 #    mean IoU over two classes, its IoU? At which $p$ is the mean 0.4?
 # 5. **A rarer class.** `--single-class road`, or two at once: `--single-class road building`. Which loss would you
 #    take, and how do you find out without the test scenes?
-# 6. **Metres.** Give the 7 cm network crops of 512 px with a batch of 1: as many pixels a step. Does it close the gap
+# 6. **Metres.** Give the 7 cm network crops of 512 px with a batch of 1: several times the pixels a step. Does it close the gap
 #    of section 5, if there is one? What did it cost?
 #
 # **Read next.** `rsseglab/scenes/views.py` (`part_of`, `single_class`, `decimated`), `data_manifests/indian_pines.toml`

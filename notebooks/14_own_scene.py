@@ -19,8 +19,8 @@
 # **The question.** You have one GeoTIFF, and an afternoon to draw polygons in a GIS. How do you get from there to a map of the
 # whole scene that your GIS opens, and what may you say of how good it is?
 #
-# **It assumes** *What is a whole scene* (whole scenes, crops, mean IoU) and that you have drawn a polygon before. **It takes** about two
-# minutes on a laptop with two cores, and 2 GiB of memory. Where `RSSEGLAB_DATA` has the drone scenes of Kampala, one of them
+# **It assumes** *What is a whole scene* (whole scenes, crops, mean IoU) and that you have drawn a polygon before. **It takes** about a
+# minute on a laptop with two cores, and 2 GiB of memory. Where `RSSEGLAB_DATA` has the drone scenes of Kampala, one of them
 # is used; else a made scene. With a scene of your own the command is
 #
 # ```console
