@@ -76,6 +76,10 @@ def test_no_request_leaves_and_nothing_fails(page, host, path):
     assert not wrong
 
 
+def test_an_icon_is_where_browsers_ask_for_one():
+    assert (HTML / "favicon.ico").is_file()  # of index.html, which names none; they do not always have the time to ask
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("path", [p for p in PAGES if p.startswith("notebooks/")])
 def test_widgets_are_drawn_and_no_page_is_wider_than_the_screen(browser, host, path, width):
