@@ -26,7 +26,7 @@
 
 # %% tags=["parameters"] nbmake={"mock": {"encoder": "test_resnet", "steps": 2, "twin_steps": 2, "twin_pairs": 2, "sides": [512], "scenes": 1, "images": 1}}
 encoder = "resnet18"  # of the U-Nets
-steps = 60  # training steps of the network of sections 2 to 4
+steps = 50  # training steps of the network of sections 2 to 4
 twin_steps = 200  # training steps of the network of section 5
 twin_pairs = 6  # that it is asked about
 sides = [64, 256]  # of the windows in section 4, px

@@ -20,8 +20,8 @@
 # 2021) lets a patch look at wider *contexts* of itself, shrunk to the patch's own size. What does a patch get to see so,
 # what does it make of it, and how would we know that it uses it?
 #
-# **It assumes** *Why context?* (twin scenes), and that you know what attention computes. **It takes** about a minute and a half on a laptop with two cores, and 1 GiB of memory. No data
-# is needed: the scenes are made here.
+# **It assumes** *Why context?* (twin scenes), and that you know what attention computes. **It takes** about a minute on a
+# laptop with two cores, and 1 GiB of memory. No data is needed: the scenes are made here.
 #
 # Three sources speak in this notebook, and they do not always say the same: **the paper's text**, **the authors' public
 # code** (MIT; two branches, one a data set), and **this library**, whose code was written anew. Where it matters, the text
@@ -32,7 +32,7 @@ steps = 160  # of training
 pairs = 100  # twin scenes to train on
 tests = 3  # twin scenes to test on
 places = 2  # rows and columns to choose from in section 3, beside the one drawn
-patch_px = 256  # side of a patch, and of what is read of each context
+patch_px = 192  # side of a patch, and of what is read of each context
 large_px = 1536  # side of the scene of section 1
 seed = 0
 records = "../book/records/ablate/fctl"  # of section 6: a folder a data set
@@ -453,7 +453,7 @@ plots.show(figure, "Weights of each context over the scene, as maps.")
 
 # %% [markdown]
 # The whole scene gets most, as it should, for only it shows the key. But the maps are **flat**: no place differs from any
-# other. Fusion could be adaptive; here it has learned constants. We come back to that, after a look at the numbers.
+# other. Fusion could adapt to each place; here it does not. We come back to that, after a look at the numbers.
 #
 # The sigmoid lies between 0 and 1, so of $T$ contexts none gets less than $1 / (1 + (T-1)\,e)$ or more than
 # $e / (e + T - 1)$; with three, **every weight lies in [0.155, 0.576]**. No context can be switched off, and none can have
@@ -490,7 +490,7 @@ found = np.stack(weights)
 print(f"bounds {bounds[0]:.4f} and {bounds[1]:.4f}; weights here from {found.min():.4f} to {found.max():.4f}")
 
 # %% [markdown]
-# The sigmoids are all but 0 or 1, so few values are left, and the outermost are the bounds: the network would go further if
+# Many sigmoids are all but 0 or 1: hence the peaks, and the outermost are the bounds. There the network would go further if
 # it could. What it cannot say with $H$ it says with the size of what is gathered (the factor $\gamma$ and the values), but
 # that is the same for all places.
 #
@@ -518,11 +518,12 @@ table = {
 pd.DataFrame(table).T.map("{:.4f}".format)
 
 # %% [markdown]
-# Nearly all places of a patch look at one spot, the same for all. They gather the same, so they get the same weights; and
-# even those are on average close to what the biases alone would give. This attention depends on the context, and hardly on
-# *who asks*, though "locality-aware" is its name. (The same was found of other attention over images: Cao et al.,
-# "GCNet", 2019.) For twin scenes it is reasonable: every place needs the same news. In the paper's Table 5 the step from
-# constants ("weighted") to adaptive weights brings 0.23 and 0.10 points.
+# Nearly all places of a patch look at one spot, the same for all. They gather the same, so they get the same weights. The
+# last two columns tell how far these are from what the biases alone would give: what is left of being adaptive is between
+# scenes, not between places. This attention depends on the context, and hardly on *who asks*, though "locality-aware" is
+# its name. (The same was found of other attention over images: Cao et al., "GCNet", 2019.) For twin scenes it is
+# reasonable: every place needs the same news. In the paper's Table 5 the step from constants ("weighted") to adaptive
+# weights brings 0.23 and 0.10 points.
 # Whether weights come to vary in a long training, on real scenes, this notebook can't say; you can look (exercise 5).
 # `ContextFusion(..., preset="paper")` has no sigmoid, and one weight for each place.
 
@@ -687,7 +688,7 @@ for name, table in tables.items():
 #   own patch's, by the look of the context.
 # - Attention has no positions: it tells what is around, not where.
 # - With the code's sigmoid no context can be switched off: weights lie in [0.155, 0.576]. And a fusion that may adapt need
-#   not: here it learned constants.
+#   not: here it gives every place the same.
 # - An intervention (other contexts) shows what a map of attention can't: that the answer depends on the context.
 # - On Inria most of the published gain is there without any wider context.
 #

@@ -22,13 +22,13 @@
 #
 # **It assumes** *Why context* (twin scenes), and that you know what multi-head attention computes. A *tile* is the part of
 # a scene that one worker holds, a *halo* the rows and columns around it that it fetches from others; *One scene over many
-# workers* tells how. **It takes** about a minute and a half on a laptop with two cores, and 2 GiB of memory. No data is
+# workers* tells how. **It takes** about a minute on a laptop with two cores, and 2 GiB of memory. No data is
 # needed: the scenes are made here.
 
 # %% tags=["parameters"] nbmake={"mock": {"steps": 2, "seeds": 1, "large_px": 384, "most_tiles": 16}}
-steps = 60  # training steps
+steps = 48  # training steps
 seeds = 2  # networks that are trained, each from another start and on other scenes
-large_px = 1024  # side of the large scenes of section 4
+large_px = 768  # side of the large scenes of section 4
 most_tiles = 64  # up to so many of them are tried in section 4
 
 # %%
@@ -332,7 +332,7 @@ table.unstack().swaplevel(axis=1).sort_index(axis=1, level=0, sort_remaining=Fal
 # With fixed heads nothing changes but rounding. With one head a worker, **the same weights are another function on another
 # number of workers**: the logits of a trained network change by far more than rounding. Whether that costs accuracy is
 # another matter, and depends on how much is at stake. In scenes as small as in training a field needs one bit, and has it
-# from almost any number of heads. In a large scene the key is one patch among sixteen times as many, and attention has to
+# from almost any number of heads. In a large scene the key is one patch among nine times as many, and attention has to
 # be *sharp* to find it.
 #
 # ## 5. What does it look at?

@@ -25,7 +25,7 @@
 
 # %% tags=["parameters"] nbmake={"mock": {"size": 64, "scale_size": 64}}
 size = 512  # rows and columns of the scene in sections 5 and 6, px
-scale_size = 768  # rows and columns of the scene in section 8, px
+scale_size = 640  # rows and columns of the scene in section 8, px
 ranks = "1,2"  # numbers of worker processes in section 8; more, if you have the cores
 
 # %%

@@ -26,7 +26,7 @@
 # %% tags=["parameters"] nbmake={"mock": {"width": 96, "heights": [128, 256], "learn_px": 64}}
 width = 512  # columns of the scenes, px
 heights = [512, 1024, 2048]  # rows of the scenes of section 3, px
-learn_px = 256  # side of the scene of section 5, px
+learn_px = 192  # side of the scene of section 5, px
 
 # %%
 import matplotlib.pyplot as plt

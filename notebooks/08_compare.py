@@ -25,7 +25,7 @@
 # needed: scenes are made here, and larger experiments are read from their run records.
 
 # %% tags=["parameters"] nbmake={"mock": {"steps": 2, "decimate": 8, "window_px": 64, "methods": ["crops", "rest-none", "rest-spim"]}}
-steps = 28  # of training, in section 2
+steps = 25  # of training, in section 2
 decimate = 4  # scenes of section 2 are averaged over so many px a side
 window_px = 192  # side of the windows that are spread over 2 x 2 tiles; crops have half of it
 methods = ["crops", "downsampled", "fusion", "rest-none", "rest-spim", "rest-exact", "rest-exact+spim"]

@@ -25,15 +25,15 @@
 # **It assumes** *What is a whole scene* (crops, mean IoU), and that you know what a convolution and a softmax compute.
 # **It takes** about a minute on a laptop with two cores, and 2.5 GiB of memory. Where `RSSEGLAB_DATA` has the Dubai
 # scenes (`rsseglab data get dubai` says how to get them) these are used; else made ones. Where `RSSEGLAB_WEIGHTS` has
-# weights of the encoder it starts from these; else from random ones, and all numbers are lower.
+# ImageNet weights of EfficientNet-Lite0, that is the encoder; else timm's tiny ResNet from random ones, and numbers are lower.
 #
 # Three sources speak here, and do not always say the same: **the paper's text**, **the authors' public code** (read, not
 # run: it has no licence), and **this library**, whose code was written anew from the equations.
 
 # %% tags=["parameters"] nbmake={"mock": {"real": false, "encoder": "test_resnet", "steps": 3, "crop_px": 64, "windows": 6, "shrink": 4}}
 real = True  # use the real scenes where they are; made ones otherwise
-encoder = "tf_efficientnet_lite0"
-steps = 100  # of training, of each of two networks
+encoder = ""  # empty: EfficientNet-Lite0 where its ImageNet weights are at hand, else timm's tiny ResNet
+steps = 160  # of training, of each of two networks
 crop_px = 128  # side of a crop, px of the shrunk scene
 windows = 12  # of test scenes, for the pictures of embeddings
 shrink = 0  # scenes are averaged over so many px a side first; 0: 4 of Dubai's, 2 of made ones
@@ -73,6 +73,7 @@ from rsseglab.widgets import Explorer
 
 COLORS = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in plots.OKABE_ITO]
 BLUE, ORANGE, GREEN, SKY, VERMILION, PURPLE, YELLOW = COLORS[:7]
+encoder = encoder or ("tf_efficientnet_lite0" if local_weights("tf_efficientnet_lite0") else "test_resnet")
 torch.manual_seed(seed)
 logging.getLogger("timm").setLevel(logging.ERROR)  # no news of the weights that a decoder has no use for
 
@@ -549,12 +550,12 @@ pd.DataFrame(
 # %% [markdown]
 # Read as maps, heatmaps are no less right than the network's answer: the loss asks them to be. So that they are *pretty* is
 # what they were trained for, and no evidence that the network uses them. (Section 5 has an intervention.) And the head learns
-# later than they do: with `steps = 40` and `seed = 1` it is far behind.
+# later than they do: try `steps = 60`.
 #
 # If the head gains by being averaged, look closely. Two pixel shuffles make 16 pixels of each place, with no convolution
 # after them, so each of the 16 has channels of its own, and a head of its own. Left, a detail of the answer at full size;
-# right, how often each of the 16 is wrong. A short training need not have made all of them equally good: in our run one is
-# wrong three times as often as the others, and which one depends on the seed.
+# right, how often each of the 16 is wrong. A short training need not have made all of them equally good: in our run some
+# are wrong far more often than others, and which ones depends on the seed.
 
 # %%
 wrong = np.where(truth == IGNORE_INDEX, np.nan, prediction != truth)
@@ -717,9 +718,9 @@ print(f"{len(places)} windows of {crop_px} px")
 pd.DataFrame(rows).set_index(["network", "round", "class"]).round(3)
 
 # %% [markdown]
-# Is the gate closed for what is not there? In our run hardly: it opens nearly as far for absent classes as for present ones,
-# in one round a little less, in the other not. The heatmap itself is lower, but far from 0. So the wrong places' look is
-# taken in. Whether it hurts is another question, since absent classes should rarely be chosen at the end.
+# Is the gate closed for what is not there? In our run it is not: it opens as far for absent classes as for present ones. The
+# heatmap itself is lower, but far from 0. So the wrong places' look is taken in. Whether it hurts is another question, since
+# absent classes should rarely be chosen at the end.
 #
 # ### Embeddings before and after
 #
@@ -795,11 +796,12 @@ plots.show(
 
 # %% [markdown]
 # The ratio falls in both trainings, since classes have to be told apart anyway. With the Fisher loss it is mostly lower, as it
-# should be. Now look at *how* it fell: in our run the classes moved farther apart ($S_b$), while $S_w$ is much alike.
+# should be. Now look at *how* it fell: in our run the classes lie about as far apart ($S_b$) either way, and $S_w$ is lower
+# with the loss.
 #
-# There is another way, and nothing in the loss forbids it. $S_w$ is how much an embedding differs from image to image, and
-# that is just what looking back brings. A network whose gates are shut has $S_w = 0$ and a perfect Fisher loss: **its classes
-# no longer look back.** So a low ratio alone is no sign of better classes; watch both scatters. (Scaling all embeddings
+# Nothing in the loss forbids to go on like that. $S_w$ is how much an embedding differs from image to image, and that is
+# just what looking back brings. A network whose gates are shut has $S_w = 0$ and a perfect Fisher loss: **its classes no
+# longer look back.** So a low ratio alone is no sign of better classes; watch both scatters. (Scaling all embeddings
 # alike changes nothing: the ratio has no unit.)
 #
 # ### Does it use what it saw?
@@ -842,9 +844,9 @@ pd.DataFrame(swapped).round(2).rename_axis("mean IoU on the windows, %: embeddin
 
 # %% [markdown]
 # The last row collapses, but that says little: the network was never trained with such embeddings. The fair control is the
-# **mean**: embeddings of the kind it knows, that know nothing of this image. In our run it costs two to three points, and so
-# do another window's. So these networks do use what they saw in the image; and most of what they know is in what all images
-# share. One seed, two scenes, overlapping windows: the size of the difference is not to be trusted. Would a network that is
+# **mean**: embeddings of the kind it knows, that know nothing of this image. In our run it costs about four points, and
+# another window's cost far more. So these networks do use what they saw in the image; and most of what they know is in what
+# all images share. One seed, two scenes, overlapping windows: the size of the difference is not to be trusted. Would a network that is
 # *trained* without looking do as well? That is the row "no refinement" of section 7's records.
 #
 # ## 6. A trap: what is scored in the padding

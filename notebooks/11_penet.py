@@ -32,8 +32,8 @@
 
 # %% tags=["parameters"] nbmake={"mock": {"real": false, "encoder": "test_resnet", "steps": 6, "watched": 6, "crop_px": 64, "budgets": [0.5, 1.0], "shrink": 4, "allow_sam": false}}
 real = True  # use the real scenes where they are; made ones otherwise
-encoder = "tf_efficientnet_lite0"
-steps = 40  # of each training in section 5
+encoder = ""  # empty: EfficientNet-Lite0 where its ImageNet weights are at hand, else timm's tiny ResNet
+steps = 70  # of each training in section 5
 watched = 100  # steps of the training that section 3 watches
 crop_px = 128  # side of a crop, px of the shrunk scene
 scenes = 1  # to train on, the smallest first; at most 3
@@ -80,6 +80,7 @@ from rsseglab.training.fit import TrainConfig, fit
 from rsseglab.training.task import rate
 from rsseglab.widgets import Explorer, PointAnnotator
 
+encoder = encoder or ("tf_efficientnet_lite0" if local_weights("tf_efficientnet_lite0") else "test_resnet")
 work = Path(tempfile.mkdtemp())
 BLUE, ORANGE, GREEN, SKY, VERMILION = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in plots.OKABE_ITO[:5]]
 torch.manual_seed(seed)

@@ -20,7 +20,7 @@
 # interval, the choice of checkpoint, and the way a score is added up. Each of them can move it by more than methods differ.
 # This notebook makes each of the four go wrong on purpose, and measures by how much.
 #
-# **It assumes** *Cropping, fusion, whole scene* (paired intervals, the claim matrix). **It takes** about a minute on a laptop
+# **It assumes** *Cropping, fusion, whole scene* (paired intervals, the claim matrix). **It takes** less than a minute on a laptop
 # with two cores, and 1 GiB of memory. No data is needed: scenes are made here.
 
 # %% tags=["parameters"] nbmake={"mock": {"side_px": 192, "worlds": 20, "draws": 60, "runs": 200}}

@@ -29,7 +29,7 @@
 
 # %% tags=["parameters"] nbmake={"mock": {"real": false, "encoder": "test_resnet", "steps": 2, "crop_px": 32, "shrink": 8, "plot_px": 40}}
 real = True  # use the real scene where it is; a made one otherwise
-encoder = "tf_efficientnet_lite0"
+encoder = ""  # empty: EfficientNet-Lite0 where its ImageNet weights are at hand, else timm's tiny ResNet
 steps = 80  # of training
 crop_px = 128  # side of a crop
 shrink = 2  # the scene is averaged over so many px a side first, to save minutes
@@ -51,6 +51,7 @@ from IPython.display import Markdown
 from rasterio.features import shapes
 
 from rsseglab import plots
+from rsseglab.encoders.weights import local_weights
 from rsseglab.errors import UserError
 from rsseglab.evaluation import evaluate_scene
 from rsseglab.evaluation.evaluate import index_reader
@@ -66,6 +67,7 @@ from rsseglab.scenes.store import find_data
 from rsseglab.scenes.views import decimated, in_memory
 
 logging.getLogger("timm").setLevel(logging.ERROR)  # no news of the weights that a decoder has no use for
+encoder = encoder or ("tf_efficientnet_lite0" if local_weights("tf_efficientnet_lite0") else "test_resnet")
 work = Path(mkdtemp())
 ORANGE, SKY = (f"#{r:02x}{g:02x}{b:02x}" for r, g, b in (plots.OKABE_ITO[1], plots.OKABE_ITO[3]))
 

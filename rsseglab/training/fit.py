@@ -351,7 +351,7 @@ def run_fit(
         _check_same_run(last, task, resume)
     if config.precision == "64-true":
         task.double()  # Lightning does so only after it has read a checkpoint, whose numbers would be cut to float32
-    keep = KeepCheckpoints(folder, every=max(1, config.val_every // 2))
+    keep = KeepCheckpoints(folder, config.val_every)
     try:
         if not dist.is_initialized() or dist.get_rank() == 0:
             _keep_log(folder)
@@ -452,11 +452,11 @@ class KeepCheckpoints(Callback):
 
     Args:
         folder: where they go.
-        every: steps between two checkpoints.
+        val_every: steps between two validations.
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
-        self.folder, self.every = folder, every
+    def __init__(self, folder: Path, val_every: int) -> None:
+        self.folder, self.val_every = folder, val_every
         self.best_score = -math.inf
         self._before, self._start = 0.0, perf_counter()
 
@@ -479,9 +479,9 @@ class KeepCheckpoints(Callback):
         self.best_score, self._before = state["best_score"], state["seconds"]
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        """Save between two validations."""
+        """Save half-way between two validations."""
         ends_epoch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if trainer.global_step % self.every == 0 and not ends_epoch:
+        if trainer.global_step % self.val_every == self.val_every // 2 and not ends_epoch:
             self._save(trainer, self.folder / "last.ckpt")
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
