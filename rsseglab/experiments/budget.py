@@ -155,19 +155,19 @@ def _peak(network: nn.Module, shapes: Sequence[tuple[int, ...]]) -> float:
 
 
 def _seconds(network: nn.Module, shapes: Sequence[tuple[int, ...]], device: torch.device, precision: str) -> float:
-    """Of a small step on the device that will train, after one to warm up."""
+    """Of a small step on the device that will train: the least of three, after one to warm up; others may use it too."""
     network = network.to(device)
     mixed = device.type == "cuda" and precision != "32-true"
-    taken = 0.0
+    taken = []
     with torch.random.fork_rng(), torch.autocast("cuda", torch.bfloat16) if mixed else nullcontext():
-        for _ in range(2):
+        for _ in range(4):
             start = time.perf_counter()
             network(*(torch.randn(shape, device=device) for shape in shapes)).sum().backward()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            taken = time.perf_counter() - start
-    network.zero_grad()
-    return taken
+            taken.append(time.perf_counter() - start)
+            network.zero_grad()
+    return min(taken[1:])
 
 
 class _Attention(TorchFunctionMode):
