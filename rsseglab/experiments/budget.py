@@ -155,7 +155,7 @@ def _peak(network: nn.Module, shapes: Sequence[tuple[int, ...]]) -> float:
 
 
 def _seconds(network: nn.Module, shapes: Sequence[tuple[int, ...]], device: torch.device, precision: str) -> float:
-    """Of a small step on the device that will train, which others may use too: the least of three, after a first one."""
+    """Of a small step on the device that will train: the least of three after a first, as others may use it too."""
     network = network.to(device)
     mixed = device.type == "cuda" and precision != "32-true"
     taken = []
