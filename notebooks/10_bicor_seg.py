@@ -718,9 +718,9 @@ print(f"{len(places)} windows of {crop_px} px")
 pd.DataFrame(rows).set_index(["network", "round", "class"]).round(3)
 
 # %% [markdown]
-# Is the gate closed for what is not there? In our run it is not: it opens as far for absent classes as for present ones. The
-# heatmap itself is lower, but far from 0. So the wrong places' look is taken in. Whether it hurts is another question, since
-# absent classes should rarely be chosen at the end.
+# Is the gate closed for what is not there? In our run (on the made scenes, as below) it is not: it opens as far for absent
+# classes as for present ones. The heatmap itself is lower, but far from 0. So the wrong places' look is taken in. Whether it
+# hurts is another question, since absent classes should rarely be chosen at the end.
 #
 # ### Embeddings before and after
 #
@@ -845,9 +845,10 @@ pd.DataFrame(swapped).round(2).rename_axis("mean IoU on the windows, %: embeddin
 # %% [markdown]
 # The last row collapses, but that says little: the network was never trained with such embeddings. The fair control is the
 # **mean**: embeddings of the kind it knows, that know nothing of this image. In our run it costs about four points, and
-# another window's cost far more. So these networks do use what they saw in the image; and most of what they know is in what
-# all images share. One seed, two scenes, overlapping windows: the size of the difference is not to be trusted. Would a network that is
-# *trained* without looking do as well? That is the row "no refinement" of section 7's records.
+# another window's cost far more (on Dubai's scenes both cost little). So these networks do use what they saw in the image;
+# and most of what they know is in what all images share. One seed, two scenes, overlapping windows: the size of the
+# difference is not to be trusted. Would a network that is *trained* without looking do as well? That is the row "no
+# refinement" of section 7's records.
 #
 # ## 6. A trap: what is scored in the padding
 #
